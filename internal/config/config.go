@@ -156,13 +156,11 @@ type Log struct {
 
 // Client is client.toml.
 type Client struct {
-	// Meta lists addresses of metadata replicas, as in rfsd.toml. Required.
+	// Meta lists addresses of metadata replicas, as in rfsd.toml; "unix:/path" is a
+	// socket on this host. Required.
 	Meta []string `toml:"meta"`
 	// KeyFile holds the cluster key. Default /etc/rfs/cluster.key.
 	KeyFile string `toml:"key_file"`
-	// Socket is the directory where sockets of daemons on this host are, or the path of one.
-	// Default "/run/rfs/rfsd.sock".
-	Socket string `toml:"socket"`
 	// Pool is the pool of new files where the directory names none. Default "default".
 	Pool string `toml:"pool"`
 	// Transport is as in rfsd.toml.
@@ -192,7 +190,7 @@ func DefaultDaemon() Daemon {
 
 // DefaultClient returns the defaults.
 func DefaultClient() Client {
-	return Client{KeyFile: "/etc/rfs/cluster.key", Socket: "/run/rfs/rfsd.sock", Pool: "default",
+	return Client{KeyFile: "/etc/rfs/cluster.key", Pool: "default",
 		Transport: defaultTransport(), Timeout: Seconds(60)}
 }
 
@@ -276,13 +274,21 @@ func (c *Client) Validate() error {
 	var p problems
 	p.addresses("meta", c.Meta)
 	p.file("key_file", c.KeyFile)
-	p.socket("socket", c.Socket)
 	p.transport(c.Transport)
 	if c.Pool == "" {
 		p.add("pool", "is empty: name a pool, or leave the key out for \"default\"")
 	}
 	p.atLeast("timeout", c.Timeout, time.Second)
 	return errors.Join(p...)
+}
+
+// SplitAddress returns the network and address of an entry of meta: "tcp" and
+// host:port, or "unix" and a path.
+func SplitAddress(s string) (network, address string) {
+	if path, ok := strings.CutPrefix(s, "unix:"); ok {
+		return "unix", path
+	}
+	return "tcp", s
 }
 
 // Has says whether the daemon has the role.
@@ -376,6 +382,10 @@ func (p *problems) socket(key, path string) {
 }
 
 func (p *problems) address(key, addr string) {
+	if path, ok := strings.CutPrefix(addr, "unix:"); ok && strings.HasSuffix(key, "]") {
+		p.socket(key, path)
+		return
+	}
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil || port == "" {
 		p.add(key, fmt.Sprintf("is %q: want host:port, like \"10.0.0.1:7440\"", addr))

@@ -170,6 +170,21 @@ func allKeys(t *testing.T, of reflect.Type, text string) {
 	}
 }
 
+// A list of replicas may name sockets; nothing else may.
+func TestSocketAddresses(t *testing.T) {
+	if c, err := LoadClient(write(t, "meta = ['unix:/run/m1.sock']")); err != nil {
+		t.Error(err)
+	} else if network, address := SplitAddress(c.Meta[0]); network != "unix" || address != "/run/m1.sock" {
+		t.Errorf("split into %s and %s", network, address)
+	}
+	if _, err := LoadClient(write(t, "meta = ['unix:run/m1.sock']")); err == nil || !strings.Contains(err.Error(), "meta[0] is \"run/m1.sock\": want an absolute path") {
+		t.Errorf("error: %v", err)
+	}
+	if _, err := LoadDaemon(write(t, good+"[http]\nlisten = 'unix:/x'")); err == nil {
+		t.Error("http.listen takes a socket")
+	}
+}
+
 func TestSizes(t *testing.T) {
 	for text, want := range map[string]int64{"0": 0, "1B": 1, "4KiB": 4096, "1.5TB": 15e11, "10 GiB": 10 << 30, "8PiB": 8 << 50} {
 		if s, err := ParseSize(text); err != nil || s.Bytes != want {
