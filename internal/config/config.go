@@ -22,8 +22,6 @@ import (
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
-
-	"rfs"
 )
 
 // DefaultTOML is the daemon's file with every key, its default and its meaning.
@@ -61,14 +59,11 @@ type Daemon struct {
 
 // Cluster is what all daemons of a cluster have in common.
 type Cluster struct {
-	// ID is the cluster's UUID, as `rfsd cluster init` printed it. Required.
-	ID rfs.UUID `toml:"id"`
-	// KeyFile holds the cluster key, 64 hexadecimal digits, readable by its owner
-	// only. Default /etc/rfs/cluster.key.
+	// KeyFile holds the cluster's id and key, as `rfsd cluster key` wrote them,
+	// readable by its owner only. Default /etc/rfs/cluster.key.
 	KeyFile string `toml:"key_file"`
-	// Meta lists the addresses (host:port) of the metadata replicas, in the same
-	// order everywhere: when the cluster starts for the first time, replica 1 is the
-	// first. Required.
+	// Meta lists the addresses (host:port) of the metadata replicas. One that answers
+	// is enough: it names the others. Required.
 	Meta []string `toml:"meta"`
 }
 
@@ -111,12 +106,6 @@ type Transport struct {
 type Meta struct {
 	// Dir holds the Raft log and the state. Default "/var/lib/rfs/meta".
 	Dir string `toml:"dir"`
-	// ID is this replica's number. 0: its place in cluster.meta, counted from 1. A
-	// replica that was added later has the number that `rfs meta add` printed.
-	ID uint64 `toml:"id"`
-	// Join is true for a replica that was added to a running cluster by `rfs meta
-	// add`: it waits for the others instead of starting a cluster. Default false.
-	Join bool `toml:"join"`
 	// TargetLease is how long a target may be unheard of before it counts as down. Default "6s".
 	TargetLease Duration `toml:"target_lease"`
 	// SessionLease is how long a client may be unheard of before its session, its
@@ -159,7 +148,7 @@ type Client struct {
 	// Meta lists addresses of metadata replicas, as in rfsd.toml; "unix:/path" is a
 	// socket on this host. Required.
 	Meta []string `toml:"meta"`
-	// KeyFile holds the cluster key. Default /etc/rfs/cluster.key.
+	// KeyFile holds the cluster's id and key. Default /etc/rfs/cluster.key.
 	KeyFile string `toml:"key_file"`
 	// Pool is the pool of new files where the directory names none. Default "default".
 	Pool string `toml:"pool"`
@@ -230,9 +219,6 @@ func LoadClient(path string) (Client, error) {
 // Validate reports everything that is wrong with c, one line each.
 func (c *Daemon) Validate() error {
 	var p problems
-	if c.Cluster.ID.IsZero() {
-		p.add("cluster.id", "is missing: take the one that `rfsd cluster init` printed")
-	}
 	p.file("cluster.key_file", c.Cluster.KeyFile)
 	p.addresses("cluster.meta", c.Cluster.Meta)
 	if len(c.Node.Roles) == 0 {
@@ -294,15 +280,6 @@ func SplitAddress(s string) (network, address string) {
 // Has says whether the daemon has the role.
 func (c *Daemon) Has(role string) bool { return slices.Contains(c.Node.Roles, role) }
 
-// ReplicaID returns this daemon's number among the metadata replicas, or 0 when
-// its address is not in cluster.meta and none is given.
-func (c *Daemon) ReplicaID() uint64 {
-	if c.Meta.ID != 0 {
-		return c.Meta.ID
-	}
-	return uint64(slices.Index(c.Cluster.Meta, c.Node.Advertise) + 1)
-}
-
 // problems collects what is wrong.
 type problems []error
 
@@ -310,12 +287,6 @@ func (p *problems) add(key, what string) { *p = append(*p, fmt.Errorf("%s %s", k
 
 func (p *problems) meta(c *Daemon) {
 	p.file("meta.dir", c.Meta.Dir)
-	if c.ReplicaID() == 0 {
-		p.add("meta.id", fmt.Sprintf("is 0, and node.advertise %s is not in cluster.meta: list it there, or set meta.id and meta.join as `rfs meta add` printed", c.Node.Advertise))
-	}
-	if c.Meta.Join && c.Meta.ID == 0 {
-		p.add("meta.id", "is 0, but meta.join is true: set the number that `rfs meta add` printed")
-	}
 	p.atLeast("meta.target_lease", c.Meta.TargetLease, time.Second)
 	p.atLeast("meta.session_lease", c.Meta.SessionLease, 2*time.Second)
 }

@@ -13,7 +13,6 @@ import (
 
 const good = `
 [cluster]
-id = "7f3c1e2a-0d4b-4c5e-9f60-112233445566"
 meta = ["m1:7440", "m2:7440", "m3:7440"]
 [node]
 roles = ["meta", "storage"]
@@ -37,7 +36,7 @@ func TestLoadDaemon(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.ReplicaID() != 2 || c.Meta.TargetLease.Duration != 6*time.Second || c.Storage.Targets[0].Capacity.Bytes != 1.5e12 {
+	if c.Meta.TargetLease.Duration != 6*time.Second || c.Storage.Targets[0].Capacity.Bytes != 1.5e12 {
 		t.Errorf("loaded %+v", c)
 	}
 }
@@ -49,16 +48,16 @@ func TestBadFiles(t *testing.T) {
 		want       []string
 	}{
 		{"unknown keys", good + "[transprt]\nmode='tcp'\n[log]\nlvel = 'info'\n", []string{
-			`line 11: unknown key "transprt"; did you mean "transport"?`,
-			`line 14: unknown key "log.lvel"; did you mean "log.level"?`}},
+			`line 10: unknown key "transprt"; did you mean "transport"?`,
+			`line 13: unknown key "log.lvel"; did you mean "log.level"?`}},
 		{"key in the wrong table", strings.Replace(good, "[node]\n", "[node]\nkey_file = '/k'\n", 1),
-			[]string{`line 6: unknown key "node.key_file"; did you mean "cluster.key_file"?`}},
+			[]string{`line 5: unknown key "node.key_file"; did you mean "cluster.key_file"?`}},
 		{"a key that nothing is like", good + "[http]\nzzzzzzzzzzzzzzzzzz = 1\n", []string{"`rfsd config init` prints all keys"}},
 		{"not TOML", "[cluster\n", []string{"line 1"}},
-		{"a size without a unit", strings.Replace(good, `"1.5TB"`, `"1500"`, 1), []string{"line 10", `size "1500": want a string of a number and a unit`}},
-		{"a size that is a number", strings.Replace(good, `"1.5TB"`, `1500`, 1), []string{`line 10: size "1500": want a string`}},
-		{"a duration that is a number", good + "[meta]\ntarget_lease = 6\n", []string{`line 12: duration "6": want a string`}},
-		{"a bad duration", good + "[meta]\ntarget_lease = \"6\"\n", []string{"line 12", `duration "6"`}},
+		{"a size without a unit", strings.Replace(good, `"1.5TB"`, `"1500"`, 1), []string{"line 9", `size "1500": want a string of a number and a unit`}},
+		{"a size that is a number", strings.Replace(good, `"1.5TB"`, `1500`, 1), []string{`line 9: size "1500": want a string`}},
+		{"a duration that is a number", good + "[meta]\ntarget_lease = 6\n", []string{`line 11: duration "6": want a string`}},
+		{"a bad duration", good + "[meta]\ntarget_lease = \"6\"\n", []string{"line 11", `duration "6"`}},
 		{"everything at once", `
 [cluster]
 meta = ["m1", "m2:7440", "m2:7440"]
@@ -74,19 +73,17 @@ arena = "1MiB"
 tls_cert = "/c"
 [meta]
 target_lease = "10ms"
-join = true
 [[storage.target]]
 dir = "t"
 [log]
 level = "loud"
 `, []string{
-			"cluster.id is missing", `cluster.meta[0] is "m1"`, `cluster.meta[2] is "m2:7440" again`, "cluster.key_file is \"cluster.key\": want an absolute path",
+			`cluster.meta[0] is "m1"`, `cluster.meta[2] is "m2:7440" again`, "cluster.key_file is \"cluster.key\": want an absolute path",
 			`node.roles has "stroage"`, `node.listen is "nowhere"`, "node.socket has 121 bytes", `transport.mode is "rdma", which this build does not have`,
 			"transport.streams is 0", "transport.arena is 1MiB", "transport.window is 64MiB", "transport.tls_cert, tls_key, tls_ca go together",
-			"meta.target_lease is 10ms", "meta.join is true", `storage.target is given, but node.roles has no "storage"`, `log.level is "loud"`}},
+			"meta.target_lease is 10ms", `storage.target is given, but node.roles has no "storage"`, `log.level is "loud"`}},
 		{"a directory twice", good + "[[storage.target]]\ndir = \"/srv/rfs/t0/\"\n", []string{"storage.target[1].dir is /srv/rfs/t0, as storage.target[0].dir is"}},
 		{"storage without targets", strings.Split(good, "[[")[0], []string{"storage.target is missing"}},
-		{"replica that is not listed", strings.Replace(good, "m2:7440\"\n[[", "m9:7440\"\n[[", 1), []string{"meta.id is 0, and node.advertise m9:7440 is not in cluster.meta"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			path := write(t, c.text)
@@ -120,7 +117,7 @@ func TestPrintedDefaults(t *testing.T) {
 	t.Run("daemon", func(t *testing.T) {
 		host := DefaultDaemon().Node.FailureDomain
 		text := uncomment(DefaultTOML)
-		text = strings.NewReplacer(`id = ""`, "", "rack7/host42", host, "host42:7440", "", `"/etc/rfs/tls/host.pem"`, `""`,
+		text = strings.NewReplacer("rack7/host42", host, "host42:7440", "", `"/etc/rfs/tls/host.pem"`, `""`,
 			`"/etc/rfs/tls/host.key"`, `""`, `"/etc/rfs/tls/ca.pem"`, `""`).Replace(text)
 		want := DefaultDaemon()
 		want.Cluster.Meta = []string{"meta1:7440", "meta2:7440", "meta3:7440"}

@@ -2,6 +2,7 @@ package config
 
 import (
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -28,11 +29,11 @@ func TestExamples(t *testing.T) {
 		if first == nil {
 			first = &c
 		}
-		if c.Cluster.ID != first.Cluster.ID || strings.Join(c.Cluster.Meta, " ") != strings.Join(first.Cluster.Meta, " ") {
+		if strings.Join(c.Cluster.Meta, " ") != strings.Join(first.Cluster.Meta, " ") {
 			t.Errorf("%s is of another cluster than %v", f, first.Cluster)
 		}
-		if c.Has(RoleMeta) != (c.ReplicaID() != 0) {
-			t.Errorf("%s: roles %v, replica %d", f, c.Node.Roles, c.ReplicaID())
+		if c.Has(RoleMeta) != slices.Contains(c.Cluster.Meta, c.Node.Advertise) {
+			t.Errorf("%s: roles %v, but cluster.meta is %v", f, c.Node.Roles, c.Cluster.Meta)
 		}
 	}
 }

@@ -1,9 +1,9 @@
 package config
 
 import (
-	"bytes"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -17,25 +17,27 @@ func TestKey(t *testing.T) {
 		}
 	}
 	wantError("does not exist: copy it from another node")
-	if err := CreateKey(path); err != nil {
+	id := NewIdentity()
+	if err := id.Write(path); err != nil {
 		t.Fatal(err)
 	}
-	a, err := ReadKey(path)
-	if err != nil || len(a) != KeySize || bytes.Equal(a, make([]byte, KeySize)) {
-		t.Fatalf("key %x, %v", a, err)
+	if have, err := ReadKey(path); err != nil || !reflect.DeepEqual(have, id) || len(have.Key) != KeySize {
+		t.Fatalf("read %v, %v; want %v", have, err, id)
 	}
-	if err := CreateKey(path); err == nil || !strings.Contains(err.Error(), "exists: it is kept") {
+	if err := id.Write(path); err == nil || !strings.Contains(err.Error(), "exists, and is kept") {
 		t.Errorf("a second key: %v", err)
 	}
 	if err := os.Chmod(path, 0o644); err != nil {
 		t.Fatal(err)
 	}
 	wantError("chmod 600")
-	if err := os.WriteFile(path, []byte("abc"), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	if err := os.Chmod(path, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	wantError("want 64 hexadecimal digits")
+	for _, text := range []string{"", "abc", "id = '" + id.ID.String() + "'\nkey = 'abcd'\n", "key = '" + strings.Repeat("ab", 32) + "'\n"} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		wantError("is not one (an id, and a key of 64 hexadecimal digits)")
+	}
 }
