@@ -42,6 +42,16 @@ func (s Shard) Block(block uint32, b []byte) uint32 {
 	return crc32.Update(^c, castagnoli, b)
 }
 
+// Blocks sets sums[i] to the checksum of block first+i of the shard, whose bytes
+// b starts with; the last may be short.
+func (s Shard) Blocks(sums []uint32, first uint32, b []byte) {
+	for i := 0; len(b) > 0; i++ {
+		n := min(len(b), rfs.BlockSize)
+		sums[i] = s.Block(first+uint32(i), b[:n])
+		b = b[n:]
+	}
+}
+
 // Of the names, CRC32C is computed here, by table: hash/crc32 calls its machine
 // code through a variable, so that a name on the stack would escape to the heap.
 // tab[i][b] is the CRC of byte b followed by i zero bytes ("slicing by 8",

@@ -1,0 +1,5 @@
+//go:build noasm || appengine || gccgo || nopshufb
+
+package erasure
+
+const assembly = false
