@@ -170,6 +170,18 @@ func WithTrace(ctx context.Context, id uint64) context.Context {
 
 // TraceID returns the trace id of ctx, or 0.
 func TraceID(ctx context.Context) uint64 {
-	id, _ := ctx.Value(traceKey{}).(uint64)
-	return id
+	switch id := ctx.Value(traceKey{}).(type) {
+	case uint64:
+		return id
+	case *uint64: // an implementation's own context, see IsTraceKey
+		return *id
+	}
+	return 0
+}
+
+// IsTraceKey reports whether a context is asked for its trace id. The context of
+// an implementation answers with a *uint64, so that nothing is allocated.
+func IsTraceKey(key any) bool {
+	_, ok := key.(traceKey)
+	return ok
 }
