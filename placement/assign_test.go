@@ -3,6 +3,8 @@ package placement
 import (
 	"encoding/binary"
 	"fmt"
+	"hash/crc32"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -209,13 +211,35 @@ func TestAssignWithOneHugeHost(t *testing.T) {
 	}
 }
 
-func apply(t *testing.T, m *Map, moves []Move) *Map {
-	t.Helper()
-	next, err := StartMoves(m, moves)
-	if err != nil {
-		t.Fatal(err)
+// Replicas of one cluster that run different releases, or on different
+// processors, must place alike: these numbers may not change.
+func TestAssignGolden(t *testing.T) {
+	m := pool(t, cluster(3, 4, 2, unequal), Scheme{4, 2}, 0)
+	h := crc32.NewIEEE()
+	for _, s := range m.Pools[0].Slots {
+		for _, t := range s.Members {
+			h.Write(t[:])
+		}
 	}
-	return settle(t, next)
+	if got, want := h.Sum32(), uint32(0x98831fa9); got != want {
+		t.Errorf("the slots of the pool have CRC-32 %#08x, want %#08x", got, want)
+	}
+	for h, want := range map[uint64]uint64{1: 64 << 40, 1 << 63: 1 << 40, 1<<64 - 1: 1, 0xc000000000000000: 456338556421, 0x123456789abcdef0: 4193296810690} {
+		if got := negLog2(h); got != want {
+			t.Errorf("negLog2(%#x) = %d, want %d", h, got, want)
+		}
+	}
+}
+
+func TestNegLog2(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 1))
+	for range 100_000 {
+		h := rng.Uint64() >> rng.IntN(64)
+		want := 64 - math.Log2(float64(h|1))
+		if got := float64(negLog2(h)) / (1 << 40); math.Abs(got-want) > 2e-7 {
+			t.Fatalf("-log2(%#x/2^64) = %v, want %v", h, got, want)
+		}
+	}
 }
 
 // settle lets everything sync that does.
@@ -275,7 +299,7 @@ func TestMovementWhenTargetsJoin(t *testing.T) {
 	}
 }
 
-// settleFast is apply without a transition for every slot.
+// settleFast starts the moves and completes them, without a transition for every slot.
 func settleFast(t *testing.T, m *Map, moves []Move) *Map {
 	t.Helper()
 	next, err := StartMoves(m, moves)

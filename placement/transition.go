@@ -243,49 +243,48 @@ func StartMoves(m *Map, moves []Move) (*Map, error) {
 	next := m.next()
 	next.Pools = slices.Clone(m.Pools)
 	next.Index()
-	byPool := map[rfs.PoolID][]Move{}
+	copied := map[rfs.PoolID]bool{}
+	raised := map[*Slot]bool{}
 	for _, mv := range moves {
-		byPool[mv.Pool] = append(byPool[mv.Pool], mv)
-	}
-	for id, mvs := range byPool {
-		p := next.Pool(id)
+		p := next.Pool(mv.Pool)
 		if p == nil {
-			return nil, fmt.Errorf("pool %d: %w", id, rfs.ErrNotFound)
+			return nil, fmt.Errorf("pool %d: %w", mv.Pool, rfs.ErrNotFound)
 		}
-		p.Slots = slices.Clone(p.Slots)
-		raised := map[rfs.SlotID]bool{}
-		for _, mv := range mvs {
-			if err := next.startMove(p, mv, raised); err != nil {
-				return nil, err
-			}
+		if !copied[p.ID] {
+			copied[p.ID] = true
+			p.Slots = slices.Clone(p.Slots)
+		}
+		s, err := next.startMove(p, mv)
+		if err != nil {
+			return nil, err
+		}
+		if !raised[s] {
+			raised[s] = true
+			s.Epoch++
 		}
 	}
 	return next, nil
 }
 
-func (m *Map) startMove(p *Pool, mv Move, raised map[rfs.SlotID]bool) error {
+func (m *Map) startMove(p *Pool, mv Move) (*Slot, error) {
 	if int(mv.Slot) >= len(p.Slots) || mv.Index < 0 || mv.Index >= p.Scheme.Width() {
-		return fmt.Errorf("pool %s slot %d position %d: %w", p.Name, mv.Slot, mv.Index, rfs.ErrNotFound)
+		return nil, fmt.Errorf("pool %s slot %d position %d: %w", p.Name, mv.Slot, mv.Index, rfs.ErrNotFound)
 	}
 	s := &p.Slots[mv.Slot]
 	where := func() string { return fmt.Sprintf("pool %s slot %d position %d", p.Name, mv.Slot, mv.Index) }
 	switch at := s.Position(mv.To); {
 	case s.Members[mv.Index] != mv.From:
-		return fmt.Errorf("%s: its member is %v, not %v: %w", where(), s.Members[mv.Index], mv.From, rfs.ErrStaleEpoch)
+		return nil, fmt.Errorf("%s: its member is %v, not %v: %w", where(), s.Members[mv.Index], mv.From, rfs.ErrStaleEpoch)
 	case at >= 0 && at != mv.Index:
-		return fmt.Errorf("%s: target %v has position %d of the slot: %w", where(), mv.To, at, rfs.ErrInvalid)
+		return nil, fmt.Errorf("%s: target %v has position %d of the slot: %w", where(), mv.To, at, rfs.ErrInvalid)
 	case mv.To == mv.From:
 		s.setIncoming(mv.Index, rfs.TargetID{})
 	case !m.IsUp(mv.To):
-		return fmt.Errorf("%s: target %v is not up: %w", where(), mv.To, rfs.ErrUnavailable)
+		return nil, fmt.Errorf("%s: target %v is not up: %w", where(), mv.To, rfs.ErrUnavailable)
 	default:
 		s.setIncoming(mv.Index, mv.To)
 	}
-	if !raised[mv.Slot] {
-		raised[mv.Slot] = true
-		s.Epoch++
-	}
-	return nil
+	return s, nil
 }
 
 // setIncoming changes Incoming[i] in a copy; Incoming is nil when none is left.
