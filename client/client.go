@@ -1,0 +1,264 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"rfs"
+	"rfs/internal/hlc"
+	"rfs/placement"
+	"rfs/raftmeta"
+	"rfs/transport"
+	"rfs/transport/arena"
+)
+
+// Config is how an FS is made. Meta, Transport and Arena are the caller's: Close leaves them open.
+type Config struct {
+	Meta      *raftmeta.Client
+	Transport transport.Transport
+	Arena     *arena.Arena
+
+	// Memory is what the client takes of the arena at most, in bytes: a half for
+	// bytes not yet written, a quarter each for parity on its way and for reads.
+	// Default: 128 MiB; at least 32 MiB.
+	Memory int64
+	// Soft, if not 0, is how long a request may wait for targets or metadata
+	// before it fails with rfs.ErrUnavailable. 0 (hard) waits as long as it takes.
+	Soft time.Duration
+	// CallTimeout is how long a target may take for one answer before it is
+	// reported and done without. Default: 10 s.
+	CallTimeout time.Duration
+	// WriteBehind is how old dirty bytes get before they are written without
+	// being asked for. Default: 5 s.
+	WriteBehind time.Duration
+	// NoCache makes every file write-through and reads unbuffered.
+	NoCache bool
+	// ReadAhead is how many stripes are read ahead of a sequential reader. 0 is 2; -1 is none.
+	ReadAhead int
+	// Name is the session's, for people. Default: the host's name and the process id.
+	Name   string
+	Logger *slog.Logger // default: none
+}
+
+func (c *Config) defaults() error {
+	var errs []error
+	if c.Meta == nil || c.Transport == nil || c.Arena == nil {
+		errs = append(errs, errors.New("client: Meta, Transport and Arena must be set"))
+	}
+	if c.Memory == 0 {
+		c.Memory = 128 << 20
+	}
+	if c.Memory < 32<<20 {
+		errs = append(errs, fmt.Errorf("client: memory of %d bytes: want at least %d", c.Memory, 32<<20))
+	}
+	if c.Soft < 0 || c.CallTimeout < 0 || c.WriteBehind < 0 {
+		errs = append(errs, errors.New("client: a timeout is negative"))
+	}
+	if c.CallTimeout == 0 {
+		c.CallTimeout = 10 * time.Second
+	}
+	if c.WriteBehind == 0 {
+		c.WriteBehind = 5 * time.Second
+	}
+	if c.ReadAhead == 0 {
+		c.ReadAhead = 2
+	}
+	if c.Name == "" {
+		host, _ := os.Hostname()
+		c.Name = fmt.Sprintf("%s:%d", host, os.Getpid())
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return errors.Join(errs...)
+}
+
+// FS is a client of one cluster. Its methods may be called from any goroutine.
+type FS struct {
+	cfg     Config
+	meta    *raftmeta.Client
+	log     *slog.Logger
+	clock   *hlc.Clock
+	seq     atomic.Uint32
+	session atomic.Uint32
+	stats   *stats
+
+	ctx  context.Context // ends with Close, or with the session
+	stop context.CancelCauseFunc
+	work sync.WaitGroup // everything that runs in the background
+
+	targets targets
+	commits commits
+
+	dirtyMem  *arena.Budget // stripe buffers
+	flightMem *arena.Budget // parity and gathered segments
+	readMem   *arena.Budget
+	flights   *semaphore.Weighted // bytes of flightMem promised to stripes on their way
+	reads     *semaphore.Weighted // bytes of readMem promised to reads
+	starved   atomic.Int32        // writers that wait for dirtyMem
+
+	mapMu   sync.Mutex
+	mapNews chan struct{} // closed when the map rises
+
+	mu     sync.Mutex // guards inodes; taken before an inode's mu, never inside it
+	inodes map[rfs.InodeID]*inode
+
+	dirty dirtyList
+
+	repairs   sync.Mutex // guards repairing
+	repairing map[rfs.ShardKey]bool
+}
+
+// New opens a session with the metadata service and returns a client of its
+// cluster. ctx bounds the opening only.
+func New(ctx context.Context, cfg Config) (*FS, error) {
+	if err := cfg.defaults(); err != nil {
+		return nil, err
+	}
+	fs := &FS{
+		cfg: cfg, meta: cfg.Meta, log: cfg.Logger, clock: hlc.New(nil),
+		dirtyMem:  cfg.Arena.Budget(cfg.Memory / 2),
+		flightMem: cfg.Arena.Budget(cfg.Memory / 4),
+		readMem:   cfg.Arena.Budget(cfg.Memory / 4),
+		flights:   semaphore.NewWeighted(cfg.Memory / 4),
+		reads:     semaphore.NewWeighted(cfg.Memory / 4),
+		inodes:    map[rfs.InodeID]*inode{},
+		repairing: map[rfs.ShardKey]bool{},
+		mapNews:   make(chan struct{}),
+	}
+	fs.ctx, fs.stop = context.WithCancelCause(context.Background())
+	fs.stats = newStats()
+	fs.targets.init(fs)
+	fs.commits.init(fs)
+	session, err := fs.meta.OpenSession(ctx, cfg.Name, raftmeta.Events{
+		MapChanged: fs.mapChanged,
+		Recall:     fs.recall,
+		SizeWanted: fs.sizeWanted,
+		Lost:       fs.lost,
+	})
+	if err != nil {
+		fs.stop(ErrClosed)
+		return nil, fmt.Errorf("client: open a session: %w", err)
+	}
+	fs.session.Store(uint32(session))
+	fs.work.Go(fs.writeBehind)
+	fs.work.Go(fs.commits.run)
+	return fs, nil
+}
+
+// Close writes what is dirty, ends the session and all that runs in the
+// background. Files still open are closed; their later calls fail with ErrClosed.
+func (fs *FS) Close(ctx context.Context) error {
+	var errs []error
+	for _, ino := range fs.openInodes() {
+		if err := ino.flush(ctx); err != nil {
+			errs = append(errs, err)
+		}
+		if err := ino.commitAttr(ctx); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	fs.commits.push(ctx)
+	fs.stop(ErrClosed)
+	fs.work.Wait()
+	if err := fs.meta.CloseSession(ctx); err != nil {
+		errs = append(errs, err)
+	}
+	fs.dropAll(ErrClosed)
+	fs.targets.close()
+	return errors.Join(errs...)
+}
+
+// Session returns the id of the client's session.
+func (fs *FS) Session() rfs.SessionID { return rfs.SessionID(fs.session.Load()) }
+
+// Map returns the newest cluster map that is known.
+func (fs *FS) Map() *placement.Map { return fs.meta.CachedMap() }
+
+// tag returns a tag above all that this client used or saw.
+func (fs *FS) tag() rfs.Tag {
+	return rfs.Tag{HLC: fs.clock.Now(), Session: fs.Session(), Seq: fs.seq.Add(1)}
+}
+
+// tagAbove returns a tag above held, too.
+func (fs *FS) tagAbove(held rfs.Tag) (rfs.Tag, error) {
+	if err := fs.clock.Observe(held.HLC); err != nil {
+		return rfs.Tag{}, err
+	}
+	return fs.tag(), nil
+}
+
+// mapChanged wakes who waits for a newer map.
+func (fs *FS) mapChanged(m *placement.Map) {
+	fs.mapMu.Lock()
+	close(fs.mapNews)
+	fs.mapNews = make(chan struct{})
+	fs.mapMu.Unlock()
+	for _, ino := range fs.openInodes() {
+		ino.suspect(m)
+	}
+}
+
+// newMap returns a channel that is closed when the map changes after the call.
+func (fs *FS) newMap() <-chan struct{} {
+	fs.mapMu.Lock()
+	defer fs.mapMu.Unlock()
+	return fs.mapNews
+}
+
+// lost ends everything: what is dirty is void, since others may hold its leases by now.
+func (fs *FS) lost(err error) {
+	err = fmt.Errorf("%w: %w: unmount and mount again", rfs.ErrSessionLost, err)
+	fs.log.Error("session lost: unwritten bytes of open files are gone", "err", err)
+	fs.stop(err)
+	fs.dropAll(err)
+}
+
+// patience returns a context for work that a caller waits for: it ends with
+// ctx, with the client, and on a soft client after its timeout.
+func (fs *FS) patience(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(fs.ctx, func() { cancel(context.Cause(fs.ctx)) })
+	var timer *time.Timer
+	if fs.cfg.Soft > 0 {
+		timer = time.AfterFunc(fs.cfg.Soft, func() { cancel(errSoft) })
+	}
+	return ctx, func() {
+		stop()
+		if timer != nil {
+			timer.Stop()
+		}
+		cancel(nil)
+	}
+}
+
+var errSoft = fmt.Errorf("no answer within the soft timeout: %w", rfs.ErrUnavailable)
+
+// ended returns why ctx ended, for a caller.
+func ended(ctx context.Context) error {
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	return ctx.Err()
+}
+
+// pause waits for d, a newer map or the end of ctx, whichever is first.
+func (fs *FS) pause(ctx context.Context, d time.Duration, news <-chan struct{}) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-news:
+	case <-ctx.Done():
+		return ended(ctx)
+	}
+	return nil
+}
