@@ -26,6 +26,6 @@
 //
 // Nothing here allocates once a Code has been used (scratch is pooled, and the
 // matrices by which a set of lost shards is rebuilt are kept), but the library
-// does: 900 bytes of coefficients a column where it multiplies by GFNI, which
-// is 3% of the time of 4+2.
+// does: 900 bytes of coefficients a column where it multiplies by GFNI, some
+// 100 ns of a column's 5 to 7 us.
 package erasure

@@ -119,6 +119,7 @@ func Replace(m *Map, pool rfs.PoolID, slot rfs.SlotID, index int) (rfs.TargetID,
 	}
 	pl := newPlacer(m, p)
 	pl.vacate(int(slot), index)
+	pl.setCosts(int(slot))
 	for _, id := range []rfs.TargetID{p.Slots[slot].Members[index], p.Slots[slot].IncomingAt(index)} {
 		if t, ok := pl.number[id]; ok {
 			pl.targets[t].open = false
@@ -179,6 +180,7 @@ type candidate struct {
 	leaves     bool // draining: must give up all
 	load       int  // positions held
 	share      float64
+	cost       float64 // of the slot that setCosts was called for
 }
 
 // quota is the most that fill gives the target.
@@ -445,6 +447,7 @@ func (pl *placer) fill() {
 	order := make([]int, pl.width)
 	for n, slot := range vacant {
 		pl.shuffle(order, slot)
+		pl.setCosts(slot)
 		for _, j := range order {
 			if pl.holders[slot][j] >= 0 {
 				continue
@@ -473,22 +476,30 @@ func (pl *placer) cost(slot, t int) float64 {
 	return cost(pl.hash(slot), pl.targets[t].hash, pl.targets[t].weight)
 }
 
-// choose returns the target for position j of the slot, -1 if there is none.
-// left is how many slots with vacancies are to come, this one included.
-func (pl *placer) choose(slot, j, left int) int {
+func (pl *placer) setCosts(slot int) {
 	h := pl.hash(slot)
+	for t := range pl.targets {
+		if c := &pl.targets[t]; c.open {
+			c.cost = cost(h, c.hash, c.weight)
+		}
+	}
+}
+
+// choose returns the target for position j of the slot, of which setCosts has
+// been called, or -1 if there is none. left is how many slots with vacancies are to come, this one included.
+func (pl *placer) choose(slot, j, left int) int {
 	best, bestClass, bestCost := -1, 0, 0.0
 	for t := range pl.targets {
 		c := &pl.targets[t]
 		if !c.open {
 			continue
 		}
-		class, cost := pl.class(t, left), cost(h, c.hash, c.weight)
-		if best >= 0 && cmp.Or(cmp.Compare(bestClass, class), cmp.Compare(bestCost, cost)) <= 0 {
+		class := pl.class(c, left)
+		if best >= 0 && (class > bestClass || class == bestClass && c.cost >= bestCost) {
 			continue
 		}
 		if pl.admits(slot, j, t) && pl.fresh(slot, j, t) {
-			best, bestClass, bestCost = t, class, cost
+			best, bestClass, bestCost = t, class, c.cost
 		}
 	}
 	if best >= 0 {
@@ -504,8 +515,7 @@ const (
 	full // has its share
 )
 
-func (pl *placer) class(t, left int) int {
-	c := &pl.targets[t]
+func (pl *placer) class(c *candidate, left int) int {
 	switch h, r := &pl.hosts[c.host], &pl.racks[c.rack]; {
 	case c.load >= c.quota():
 		return full

@@ -138,11 +138,11 @@ func TestAssignBalancesUnequalTargets(t *testing.T) {
 		nslots                int
 		perHost, perRack      int
 	}{
-		{"a disk a host, one rack", 1, 60, 1, Scheme{4, 2}, 100_000, 1, 6},
-		{"racks enough", 10, 4, 2, Scheme{4, 2}, 100_000, 1, 1},
-		{"three racks", 3, 10, 2, Scheme{4, 2}, 100_000, 1, 2},
-		{"wide", 1, 40, 2, Scheme{8, 2}, 100_000, 1, 10},
-		{"replicas", 3, 8, 1, Scheme{1, 2}, 100_000, 1, 1},
+		{"a disk a host, one rack", 1, 60, 1, Scheme{4, 2}, manySlots, 1, 6},
+		{"racks enough", 10, 4, 2, Scheme{4, 2}, manySlots, 1, 1},
+		{"three racks", 3, 10, 2, Scheme{4, 2}, manySlots, 1, 2},
+		{"wide", 1, 40, 2, Scheme{8, 2}, manySlots, 1, 10},
+		{"replicas", 3, 8, 1, Scheme{1, 2}, manySlots, 1, 1},
 		{"by default", 1, 40, 4, Scheme{8, 2}, 0, 1, 10},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -165,7 +165,7 @@ func TestAssignBalancesUnequalTargets(t *testing.T) {
 
 // Members that are first parity fold and resolve: no target may have that much oftener than others.
 func TestPositionsAreSpreadOverTargets(t *testing.T) {
-	m := pool(t, cluster(1, 12, 1, unequal), Scheme{4, 2}, 60_000)
+	m := pool(t, cluster(1, 12, 1, unequal), Scheme{4, 2}, manySlots)
 	p := m.PoolByName("p")
 	n, at := loads(p), map[rfs.TargetID]int{}
 	for i := range p.Slots {

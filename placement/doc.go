@@ -11,7 +11,25 @@
 //	                 |
 //	                 +-> t8                          Slot.Incoming: position 1 moves to t8
 //
+// How a member of a slot lives; each arrow is a transition (transition.go),
+// which raises the slot's epoch and the map's:
+//
+//	            SetTargetState Down              SetTargetState Up
+//	readable ------------------------> down ------------------------> syncing
+//	   ^  |                                                             |  ^
+//	   |  '------------ SetTargetState Up: restarted unclean -----------)--'
+//	   '------------------------- SetSlotSynced ------------------------'
+//
+//	StartDrain, StartMoves                       SetSlotSynced
+//	------------------------> incoming, syncing ---------------> member, readable
+//
 // A slot is the unit of placement, fencing, rebuild and migration: its epoch
 // rises whenever its members or their states change, and requests that carry
-// an old one are refused.
+// an old one are refused. Members that are up take part in writes, syncing or
+// not; only readable ones are read; the first readable parity leads.
+//
+// Slots are chosen by weighted rendezvous hashing, bounded by shares and failure
+// domains (assign.go). The result is state, kept in the map, and not computed
+// anew from the list of targets: so a target that joins or leaves moves what it
+// must, and a slot that is moving can be seen to.
 package placement
