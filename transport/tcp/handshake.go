@@ -183,7 +183,7 @@ func (t *Transport) expect(nc net.Conn, typ wire.Type) ([]byte, error) {
 			return nil, err
 		}
 	case errors.Is(err, wire.ErrMagic):
-		return nil, fmt.Errorf("%w: what listens there is not rfs: check the address (and TLS, if only one end has it)", transport.ErrRefused)
+		return nil, fmt.Errorf("what listens there does not speak rfs: check the address (and TLS, if only one end has it): %w", err)
 	case err != nil:
 		return nil, err
 	case h.Type == typ:
