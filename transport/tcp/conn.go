@@ -199,21 +199,17 @@ func (c *Conn) all() []*call {
 	return ks
 }
 
-// pick returns a link for a channel, or nil if none is up.
+// pick returns a link for a channel, or nil if none is up. One whose server
+// said that it is stopping takes no more.
 func (c *Conn) pick(ch uint16) *link {
 	n := c.t.cfg.Streams
-	var draining *link
 	for i := range n {
 		l := c.links[(int(ch)+i)%n].Load()
-		switch {
-		case l == nil || l.dead.Load():
-		case l.draining.Load():
-			draining = l
-		default:
+		if l != nil && !l.dead.Load() && !l.draining.Load() {
 			return l
 		}
 	}
-	return draining
+	return nil
 }
 
 // Call makes a call. See transport.Conn.

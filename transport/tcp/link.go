@@ -164,6 +164,16 @@ func (l *link) retire() *frame {
 	return left
 }
 
+// drain waits until all that was queued is out, but for no longer than limit.
+func (l *link) drain(limit time.Duration) {
+	defer time.AfterFunc(limit, func() { l.fail(errHangup) }).Stop()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for l.writing {
+		l.idle.Wait()
+	}
+}
+
 // fail ends the link: the reader and whoever writes return soon.
 func (l *link) fail(err error) {
 	l.mu.Lock()

@@ -364,6 +364,13 @@ func (r *request) arrived(p *pull, err error) {
 // Reply answers. See transport.Request. An answer without payload needs no
 // link: it is kept for when the client asks again.
 func (r *request) Reply(st wire.Status, hdr []byte, push transport.Buf, n int) error {
+	if n > 0 {
+		return r.reply(st, hdr, push, n, blockWrite)
+	}
+	return r.reply(st, hdr, push, n, tryWrite)
+}
+
+func (r *request) reply(st wire.Status, hdr []byte, push transport.Buf, n int, mode sendMode) error {
 	b := bytesOf(push)
 	if n < 0 || n > len(b) || n > r.dst || len(hdr) > transport.MaxHeader {
 		return fmt.Errorf("%v: reply with a header of %d bytes (at most %d), %d bytes of %d pushed into %d", r.op, len(hdr), transport.MaxHeader, n, len(b), r.dst)
@@ -386,11 +393,10 @@ func (r *request) Reply(st wire.Status, hdr []byte, push transport.Buf, n int) e
 	}
 	r.replied, r.pushed, r.replying = true, n > 0, n > 0
 	r.mu.Unlock()
+	r.answer(mode)
 	if n == 0 {
-		r.answer(tryWrite)
 		return nil
 	}
-	r.answer(blockWrite)
 	return r.awaitPush()
 }
 

@@ -169,6 +169,7 @@ func (s *server) close() {
 	s.t.cancelRequests(s)
 	<-s.drained
 	for _, l := range links {
+		l.drain(s.t.cfg.CancelWait)
 		l.fail(errHangup)
 	}
 	s.mu.Lock()
@@ -403,7 +404,8 @@ func (s *session) onReq(l *link, h *wire.FrameHeader) error {
 	}
 	r := s.place(l, h, &rh, body[wire.ReqHeaderSize:])
 	if r != nil && !l.srv.start(r) {
-		s.remove(r) // the client will try elsewhere, or fail: it was not applied
+		_ = r.reply(wire.StatusUnavailable, nil, nil, 0, queueOnly)
+		r.unref()
 	}
 	return nil
 }
@@ -445,15 +447,6 @@ func (s *session) place(l *link, h *wire.FrameHeader, rh *wire.ReqHeader, rest [
 		old.next, s.spare = s.spare, old
 	}
 	return r
-}
-
-// remove takes back a request that was placed but not run.
-func (s *session) remove(r *request) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if ch := int(r.id.Channel()); ch < len(s.calls) && s.calls[ch] == r {
-		s.calls[ch] = nil
-	}
 }
 
 // recycle keeps a request that nobody refers to.

@@ -192,6 +192,8 @@ func testAppliedOnce(e *env) {
 		})
 	}
 	wg.Wait()
+	mu.Lock()
+	defer mu.Unlock()
 	for id := range uint64(writers * writes) {
 		if applied[id] != 1 {
 			e.Errorf("write %d was applied %d times", id, applied[id])
@@ -239,7 +241,7 @@ func testBitFlips(e *env) {
 func testSlowLink(e *env) {
 	s := e.serve(e.transport(), e.echo)
 	p := NewProxy(e.T, s.addr)
-	p.piece = 7
+	p.Shred(7)
 	c := e.dial(e.transport(), p.Addr)
 	for _, n := range []int{0, 1, 4096, 4097, 20_000} {
 		e.checkEcho(c, e.filled(n, uint64(n)), e.get(n))

@@ -17,9 +17,8 @@ type Proxy struct {
 	l  net.Listener
 	wg sync.WaitGroup
 
-	piece int // if set, the longest piece forwarded at once; set it before the first dial
-
 	mu     sync.Mutex
+	piece  int // the longest piece forwarded at once
 	filter Filter
 	conns  map[net.Conn]<-chan struct{} // with what each waits for, if anything
 	closed bool
@@ -41,7 +40,7 @@ func NewProxy(t testing.TB, addr transport.Addr) *Proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &Proxy{Addr: transport.Addr{Network: addr.Network, Address: l.Addr().String()}, l: l, conns: map[net.Conn]<-chan struct{}{}}
+	p := &Proxy{Addr: transport.Addr{Network: addr.Network, Address: l.Addr().String()}, l: l, piece: 32 << 10, conns: map[net.Conn]<-chan struct{}{}}
 	p.wg.Go(func() { p.accept(addr) })
 	t.Cleanup(p.close)
 	return p
@@ -52,6 +51,13 @@ func (p *Proxy) Set(f Filter) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.filter = f
+}
+
+// Shred makes the pieces of streams to come at most n bytes long.
+func (p *Proxy) Shred(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.piece = n
 }
 
 // Cut breaks all streams.
@@ -120,10 +126,9 @@ func (p *Proxy) forward(to, from net.Conn, toServer bool) {
 		delete(p.conns, from)
 		p.mu.Unlock()
 	}()
-	piece := make([]byte, 32<<10)
-	if p.piece > 0 {
-		piece = piece[:p.piece]
-	}
+	p.mu.Lock()
+	piece := make([]byte, p.piece)
+	p.mu.Unlock()
 	for {
 		n, err := from.Read(piece)
 		p.mu.Lock()
