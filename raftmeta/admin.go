@@ -198,7 +198,7 @@ func (c *Client) replicaStatus(ctx context.Context, p *peer) (ReplicaStatus, err
 }
 
 // ClusterInit makes a cluster of the replicas at c's addresses, which must all
-// be running and belong to none, and returns its id. If it fails half-way it may
+// be running and belong to none, and returns its id: Config.Cluster if set. If it fails half-way it may
 // be run again with the same addresses: replicas that were done keep their part.
 func (c *Client) ClusterInit(ctx context.Context) (rfs.UUID, error) {
 	id, members, now, err := c.initialMembers(ctx)
@@ -241,7 +241,10 @@ func (c *Client) initialMembers(ctx context.Context) (id rfs.UUID, members []Mem
 		}
 	}
 	if id.IsZero() {
-		id, now = rfs.NewUUID(), time.Now().UnixNano()
+		id, now = c.cfg.Cluster, time.Now().UnixNano()
+	}
+	if id.IsZero() {
+		id = rfs.NewUUID()
 	}
 	return id, members, now, errors.Join(errs...)
 }
