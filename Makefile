@@ -24,7 +24,7 @@ PKG      ?= ./...
 LINT_VERSION := v2.15.0
 LINT := .cache/golangci-lint-$(LINT_VERSION)
 
-.PHONY: help build install demo deps test unit fuzz vet lint fmt man clean
+.PHONY: help build install demo deps test unit fuzz vet lint fmt formats man clean
 .DEFAULT_GOAL := build
 
 help: ## list the targets
@@ -64,6 +64,9 @@ $(LINT):
 
 fmt: ## gofmt all sources
 	gofmt -s -w $$(git ls-files '*.go' | grep -v '\.pb\.go$$')
+
+formats: ## docs/formats.md, from the comments of the packages
+	go run ./scripts/formats > docs/.formats.md && mv docs/.formats.md docs/formats.md
 
 man: build ## the man pages and shell completions, into bin/
 	bin/rfs man bin/man

@@ -32,7 +32,7 @@ var layers = [][]string{
 	{"rfs/raftmeta/...", "rfs/chunkstore/..."},
 	{"rfs/client/...", "rfs/server/..."},
 	{"rfs/node/..."},
-	{"rfs/mount/..."},
+	{"rfs/mount/...", "rfs/transfer/..."},
 	{"rfs/internal/sim/...", "rfs/bench/..."},
 	{"rfs/cmd/..."},
 }

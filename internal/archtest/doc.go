@@ -4,7 +4,7 @@
 //
 //	cmd/*                                  flags and wiring only
 //	bench                                  workloads and reports
-//	mount                                  kernel requests -> client calls
+//	mount                transfer          kernel requests / copies -> client calls
 //	node                                   roles wired into one process
 //	client            server               files as stripes / targets
 //	raftmeta          chunkstore           names, layouts, map / shards on disk

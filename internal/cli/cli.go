@@ -16,8 +16,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -172,4 +174,27 @@ func ManCommand(section string) *cobra.Command {
 			return err
 		},
 	}
+}
+
+// ShowVersion prints what was built, and with verbose how; extra is what the command adds.
+func ShowVersion(w io.Writer, name string, verbose, asJSON bool, extra map[string]string) error {
+	i := version.Get()
+	if asJSON {
+		return JSON(w, struct {
+			version.Info
+			Features map[string]string `json:"features"`
+		}{i, extra})
+	}
+	fmt.Fprintf(w, "%s %s\n", name, i)
+	if !verbose {
+		return nil
+	}
+	fmt.Fprintf(w, "  built with   %s for %s/%s, cgo %v, tags %q\n", i.Go, i.OS, i.Arch, i.CGO, i.Tags)
+	if i.Commit != "" {
+		fmt.Fprintf(w, "  commit       %s\n", i.Commit)
+	}
+	for _, k := range slices.Sorted(maps.Keys(extra)) {
+		fmt.Fprintf(w, "  %-12s %s\n", k, extra[k])
+	}
+	return nil
 }

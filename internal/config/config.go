@@ -106,6 +106,9 @@ type Transport struct {
 type Meta struct {
 	// Dir holds the Raft log and the state. Default "/var/lib/rfs/meta".
 	Dir string `toml:"dir"`
+	// Join is true for a replica that `rfs meta add` adds to a running cluster: with an empty dir
+	// it waits for that, and takes no part in `rfsd cluster init`. Default false.
+	Join bool `toml:"join"`
 	// TargetLease is how long a target may be unheard of before it counts as down. Default "6s".
 	TargetLease Duration `toml:"target_lease"`
 	// SessionLease is how long a client may be unheard of before its session, its

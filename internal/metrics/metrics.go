@@ -1,25 +1,24 @@
 // Package metrics names what rfs measures of itself and serves it to Prometheus.
 // One process has one registry; in a process of several daemons (`rfs dev`) the
-// label target, or replica, tells them apart.
+// labels node, target and replica tell them apart.
 //
-//	rfs_request_seconds{side,op,target}     latency; side is client or server
+// Requests are measured as they happen, without allocating (Series):
+//
+//	rfs_request_seconds{side,op,target}         latency; side is client or server
 //	rfs_requests_total{side,op,target,status}
-//	rfs_request_bytes_total{side,op,target} payload moved
-//	rfs_requests_in_flight{side,target}     queue depth
-//	rfs_retries_total{reason}               stale_tag, stale_epoch, broken, degraded, ...
-//	rfs_crc_failures_total{where,target}    wire, disk
-//	rfs_transport_links{carrier,reason}     links open; reason: why not a better carrier
-//	rfs_transport_credits{kind,peer}        messages or bytes that may yet be sent
-//	rfs_raft_*{replica}                     term, leader, commit, applied, lag
-//	rfs_target_bytes{target,kind}           capacity, used, free
-//	rfs_target_up{target}                   1: serving
+//	rfs_request_bytes_total{side,op,target}     payload moved
+//	rfs_requests_in_flight{side,target}         depth of queues
 //
-// A target of a metadata request is "meta". All names are documented in
-// docs/operations.md; they are an interface: renamed only with a release note.
+// The rest is asked of its owners when Prometheus asks (AddSource); the table
+// below has its names. A target is named by the first 8 digits of its id; that of a
+// metadata request is "meta". Names are an interface, documented in
+// docs/operations.md: they change only with a release note.
 package metrics
 
 import (
+	"fmt"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -36,81 +35,157 @@ const (
 	Server = "server"
 )
 
-// From 50 us (a cached read over a Unix socket) to 26 s (longer than any lease), each double the last.
+// From 50 us (a cached read over a Unix socket) to 26 s (nearly a session's lease), each double the last.
 var latency = prometheus.ExponentialBuckets(50e-6, 2, 20)
 
 var (
-	requestSeconds = histogram("rfs_request_seconds", "Time from a request to its answer.", "side", "op", "target")
-	requests       = counter("rfs_requests_total", "Requests by how they were answered.", "side", "op", "target", "status")
-	requestBytes   = counter("rfs_request_bytes_total", "Payload moved by requests.", "side", "op", "target")
-	inFlight       = gauge("rfs_requests_in_flight", "Requests being served or waited for.", "side", "target")
-
-	// Retries counts what had to be done again, by reason.
-	Retries = counter("rfs_retries_total", "What had to be done again.", "reason")
-	// CRCFailures counts blocks and frames that did not check, by where: wire or disk.
-	CRCFailures = counter("rfs_crc_failures_total", "Blocks that did not match their checksum.", "where", "target")
-	// Links counts open links by what carries them and why nothing better does.
-	Links = gauge("rfs_transport_links", "Open links by carrier, and why not a better one.", "carrier", "reason")
-	// Credits are what a peer still lets us send, by kind: messages or bytes.
-	Credits = gauge("rfs_transport_credits", "What the receiver still grants.", "kind", "peer")
-	// Raft state of a metadata replica.
-	RaftTerm    = gauge("rfs_raft_term", "Raft term.", "replica")
-	RaftLeader  = gauge("rfs_raft_leader", "1 on the replica that leads.", "replica")
-	RaftCommit  = gauge("rfs_raft_commit_index", "Highest log index known committed.", "replica")
-	RaftApplied = gauge("rfs_raft_applied_index", "Highest log index applied.", "replica")
-	RaftLag     = gauge("rfs_raft_lag", "Committed entries not yet applied.", "replica")
-	// TargetBytes is the space of a target by kind: capacity, used, free.
-	TargetBytes = gauge("rfs_target_bytes", "Space of a target.", "target", "kind")
-	// TargetUp is 1 while a target serves.
-	TargetUp = gauge("rfs_target_up", "1 while the target serves.", "target")
+	requestSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "rfs_request_seconds",
+		Help: "Time from a request to its answer.", Buckets: latency}, []string{"side", "op", "target"})
+	requests = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "rfs_requests_total",
+		Help: "Requests by how they were answered."}, []string{"side", "op", "target", "status"})
+	requestBytes = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "rfs_request_bytes_total",
+		Help: "Payload moved by requests."}, []string{"side", "op", "target"})
+	inFlight = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "rfs_requests_in_flight",
+		Help: "Requests being served or waited for."}, []string{"side", "target"})
 )
 
-func init() {
-	Registry.MustRegister(collectors.NewGoCollector(),
-		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+// family is a metric whose owner is asked for it.
+type family struct {
+	name, help string
+	kind       prometheus.ValueType
+	labels     []string
 }
 
-// Observe records one request that began at start and was answered with status.
-func Observe(side, op, target, status string, start time.Time, bytes int) {
-	requestSeconds.WithLabelValues(side, op, target).Observe(time.Since(start).Seconds())
-	requests.WithLabelValues(side, op, target, status).Inc()
-	if bytes > 0 {
-		requestBytes.WithLabelValues(side, op, target).Add(float64(bytes))
+const (
+	counter = prometheus.CounterValue
+	gauge   = prometheus.GaugeValue
+)
+
+var families = []family{
+	{"rfs_transport_links", "Open links by what carries them, and why nothing better does.", gauge, []string{"node", "carrier", "reason"}},
+	{"rfs_transport_clients", "Clients that the daemon has memory and credits for.", gauge, []string{"node"}},
+	{"rfs_transport_bytes_total", "Bytes on the wire, frames included.", counter, []string{"node", "direction"}},
+	{"rfs_transport_frames_total", "Frames on the wire.", counter, []string{"node", "direction"}},
+	{"rfs_transport_events_total", "What is worth counting: resent, duplicate, cancelled, credit_wait, link_error, bad_frame, refused.", counter, []string{"node", "event"}},
+	{"rfs_arena_bytes", "Memory for payload: limit, mapped, huge, used.", gauge, []string{"node", "kind"}},
+	{"rfs_arena_waits_total", "Requests that waited for memory.", counter, []string{"node"}},
+	{"rfs_raft_term", "Raft term.", gauge, []string{"replica"}},
+	{"rfs_raft_leader", "1 on the replica that leads.", gauge, []string{"replica"}},
+	{"rfs_raft_commit_index", "Highest index known committed.", gauge, []string{"replica"}},
+	{"rfs_raft_applied_index", "Highest index applied.", gauge, []string{"replica"}},
+	{"rfs_raft_lag", "Committed entries that are not applied.", gauge, []string{"replica"}},
+	{"rfs_meta_sessions", "Clients with a session.", gauge, []string{"replica"}},
+	{"rfs_meta_inodes", "Files, directories, links.", gauge, []string{"replica"}},
+	{"rfs_meta_purge_queue", "Removed files whose shards are still to be deleted.", gauge, []string{"replica"}},
+	{"rfs_target_up", "1 while the target is up in the cluster map.", gauge, []string{"target"}},
+	{"rfs_target_bytes", "Space of a target: capacity, used, free.", gauge, []string{"target", "kind"}},
+	{"rfs_target_events_total", "What a target did: put, commit, drop, fold, read, sync, flush, read_error, write_error.", counter, []string{"target", "event"}},
+	{"rfs_target_io_bytes_total", "Bytes of shards written and read.", counter, []string{"target", "direction"}},
+	{"rfs_crc_failures_total", "What did not match its checksum: blocks (where=disk), frames (where=wire).", counter, []string{"where", "of"}},
+}
+
+// Emit reports a value of one of the families, with its labels in their order.
+type Emit func(name string, value float64, labels ...string)
+
+var sources = &collector{descs: map[string]described{}}
+
+func init() {
+	for _, f := range families {
+		sources.descs[f.name] = described{prometheus.NewDesc(f.name, f.help, f.labels, nil), f.kind}
+	}
+	Registry.MustRegister(requestSeconds, requests, requestBytes, inFlight, sources,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+}
+
+// AddSource has src asked whenever Prometheus asks, until remove is called.
+func AddSource(src func(Emit)) (remove func()) {
+	sources.mu.Lock()
+	defer sources.mu.Unlock()
+	s := &src
+	sources.all = append(sources.all, s)
+	return func() {
+		sources.mu.Lock()
+		defer sources.mu.Unlock()
+		for i := range sources.all {
+			if sources.all[i] == s {
+				sources.all = append(sources.all[:i:i], sources.all[i+1:]...)
+				return
+			}
+		}
 	}
 }
 
-// Begin counts a request in flight; the caller calls Dec on the result when it ends.
-func Begin(side, target string) prometheus.Gauge {
-	g := inFlight.WithLabelValues(side, target)
-	g.Inc()
-	return g
+// collector asks the sources.
+type collector struct {
+	descs map[string]described
+
+	mu  sync.Mutex
+	all []*func(Emit)
 }
 
-// Handler serves the registry, after refresh has brought the gauges up to date.
-func Handler(refresh func()) http.Handler {
-	h := promhttp.HandlerFor(Registry, promhttp.HandlerOpts{EnableOpenMetrics: true})
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if refresh != nil {
-			refresh()
-		}
-		h.ServeHTTP(w, r)
-	})
+type described struct {
+	desc *prometheus.Desc
+	kind prometheus.ValueType
 }
 
-func histogram(name, help string, labels ...string) *prometheus.HistogramVec {
-	v := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: latency}, labels)
-	Registry.MustRegister(v)
-	return v
+func (c *collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range c.descs {
+		ch <- d.desc
+	}
 }
 
-func counter(name, help string, labels ...string) *prometheus.CounterVec {
-	v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
-	Registry.MustRegister(v)
-	return v
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	c.mu.Lock()
+	all := c.all
+	c.mu.Unlock()
+	for _, src := range all {
+		(*src)(func(name string, value float64, labels ...string) {
+			d, ok := c.descs[name]
+			if !ok {
+				panic(fmt.Sprintf("metrics: no family %s", name))
+			}
+			ch <- prometheus.MustNewConstMetric(d.desc, d.kind, value, labels...)
+		})
+	}
 }
 
-func gauge(name, help string, labels ...string) *prometheus.GaugeVec {
-	v := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
-	Registry.MustRegister(v)
-	return v
+// A Series measures the requests of one side, operation and target, without
+// allocating.
+type Series struct {
+	side, op, target string
+	seconds          prometheus.Observer
+	depth            prometheus.Gauge
+	bytes, ok        prometheus.Counter
+}
+
+// OK is the status of most requests.
+const OK = "ok"
+
+// NewSeries returns the series with the labels.
+func NewSeries(side, op, target string) *Series {
+	return &Series{side, op, target, requestSeconds.WithLabelValues(side, op, target), inFlight.WithLabelValues(side, target),
+		requestBytes.WithLabelValues(side, op, target), requests.WithLabelValues(side, op, target, OK)}
+}
+
+// Begin counts a request as in flight and returns when it began.
+func (s *Series) Begin() time.Time {
+	s.depth.Inc()
+	return time.Now()
+}
+
+// End records a request that began at start, was answered with status, and moved so many bytes.
+func (s *Series) End(start time.Time, status string, bytes int) {
+	s.depth.Dec()
+	s.seconds.Observe(time.Since(start).Seconds())
+	s.bytes.Add(float64(bytes))
+	if status == OK {
+		s.ok.Inc()
+	} else {
+		requests.WithLabelValues(s.side, s.op, s.target, status).Inc()
+	}
+}
+
+// Handler serves the registry.
+func Handler() http.Handler {
+	return promhttp.HandlerFor(Registry, promhttp.HandlerOpts{EnableOpenMetrics: true})
 }

@@ -4,30 +4,47 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
-	"time"
 )
 
-func TestHandlerServesWhatWasObserved(t *testing.T) {
-	g := Begin(Server, "t1")
-	Observe(Server, "prepare", "t1", "ok", time.Now(), 4096)
-	refreshed := false
+func get(t *testing.T) string {
+	t.Helper()
 	w := httptest.NewRecorder()
-	Handler(func() { refreshed = true; RaftLag.WithLabelValues("1").Set(3) }).
-		ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
-	g.Dec()
-	if !refreshed {
-		t.Error("the gauges were not refreshed")
+	Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	if w.Code != 200 {
+		t.Fatalf("status %d: %s", w.Code, w.Body)
 	}
+	return w.Body.String()
+}
+
+func TestHandlerServesWhatWasObserved(t *testing.T) {
+	s := NewSeries(Server, "prepare", "t1")
+	s.Begin()
+	s.End(s.Begin(), OK, 4096)
+	s.End(s.Begin(), "stale tag", 0)
+	remove := AddSource(func(emit Emit) { emit("rfs_raft_lag", 3, "1") })
+	text := get(t)
 	for _, want := range []string{
 		`rfs_requests_total{op="prepare",side="server",status="ok",target="t1"} 1`,
+		`rfs_requests_total{op="prepare",side="server",status="stale tag",target="t1"} 1`,
 		`rfs_request_bytes_total{op="prepare",side="server",target="t1"} 4096`,
-		`rfs_request_seconds_count{op="prepare",side="server",target="t1"} 1`,
+		`rfs_request_seconds_count{op="prepare",side="server",target="t1"} 2`,
 		`rfs_requests_in_flight{side="server",target="t1"} 1`,
 		`rfs_raft_lag{replica="1"} 3`,
 		"go_goroutines",
 	} {
-		if !strings.Contains(w.Body.String(), want) {
+		if !strings.Contains(text, want) {
 			t.Errorf("/metrics lacks %s", want)
 		}
+	}
+	remove()
+	if strings.Contains(get(t), "rfs_raft_lag{") {
+		t.Error("a source that was removed is still asked")
+	}
+}
+
+func TestSeriesDoesNotAllocate(t *testing.T) {
+	s := NewSeries(Client, "read", "t2")
+	if n := testing.AllocsPerRun(100, func() { s.End(s.Begin(), OK, 1) }); n > 0 {
+		t.Errorf("%v allocations a request", n)
 	}
 }
