@@ -3,11 +3,13 @@
 package rfs
 
 import (
+	_ "github.com/Mellanox/rdmamap"
 	_ "github.com/anishathalye/porcupine"
 	_ "github.com/cockroachdb/pebble/v2"
 	_ "github.com/hanwen/go-fuse/v2/fs"
 	_ "github.com/HdrHistogram/hdrhistogram-go"
 	_ "github.com/jedib0t/go-pretty/v6/table"
+	_ "github.com/jsimonetti/rtnetlink/v2"
 	_ "github.com/klauspost/cpuid/v2"
 	_ "github.com/klauspost/reedsolomon"
 	_ "github.com/pelletier/go-toml/v2"

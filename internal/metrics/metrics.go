@@ -2,12 +2,14 @@
 // One process has one registry; in a process of several daemons (`rfs dev`) the
 // labels node, target and replica tell them apart.
 //
-// Requests are measured as they happen, without allocating (Series):
+// Requests are measured as they happen:
 //
 //	rfs_request_seconds{side,op,target}         latency; side is client or server
 //	rfs_requests_total{side,op,target,status}
 //	rfs_request_bytes_total{side,op,target}     payload moved
 //	rfs_requests_in_flight{side,target}         depth of queues
+//	rfs_retries_total{reason}                   stale_tag, stale_epoch, broken, ...
+//	rfs_crc_failures_total{where,target}        blocks that did not check: wire, disk
 //
 // The rest is asked of its owners when Prometheus asks (AddSource); the table
 // below has its names. A target is named by the first 8 digits of its id; that of a
@@ -47,6 +49,13 @@ var (
 		Help: "Payload moved by requests."}, []string{"side", "op", "target"})
 	inFlight = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "rfs_requests_in_flight",
 		Help: "Requests being served or waited for."}, []string{"side", "target"})
+
+	// Retries counts what had to be done again, by reason.
+	Retries = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "rfs_retries_total",
+		Help: "What had to be done again."}, []string{"reason"})
+	// CRCFailures counts blocks that did not check, by where (wire, disk) and whose they are.
+	CRCFailures = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "rfs_crc_failures_total",
+		Help: "Blocks that did not match their checksum."}, []string{"where", "target"})
 )
 
 // family is a metric whose owner is asked for it.
@@ -81,7 +90,6 @@ var families = []family{
 	{"rfs_target_bytes", "Space of a target: capacity, used, free.", gauge, []string{"target", "kind"}},
 	{"rfs_target_events_total", "What a target did: put, commit, drop, fold, read, sync, flush, read_error, write_error.", counter, []string{"target", "event"}},
 	{"rfs_target_io_bytes_total", "Bytes of shards written and read.", counter, []string{"target", "direction"}},
-	{"rfs_crc_failures_total", "What did not match its checksum: blocks (where=disk), frames (where=wire).", counter, []string{"where", "of"}},
 }
 
 // Emit reports a value of one of the families, with its labels in their order.
@@ -93,7 +101,7 @@ func init() {
 	for _, f := range families {
 		sources.descs[f.name] = described{prometheus.NewDesc(f.name, f.help, f.labels, nil), f.kind}
 	}
-	Registry.MustRegister(requestSeconds, requests, requestBytes, inFlight, sources,
+	Registry.MustRegister(requestSeconds, requests, requestBytes, inFlight, Retries, CRCFailures, sources,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 }
 
@@ -149,40 +157,22 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// A Series measures the requests of one side, operation and target, without
-// allocating.
-type Series struct {
-	side, op, target string
-	seconds          prometheus.Observer
-	depth            prometheus.Gauge
-	bytes, ok        prometheus.Counter
-}
-
 // OK is the status of most requests.
 const OK = "ok"
 
-// NewSeries returns the series with the labels.
-func NewSeries(side, op, target string) *Series {
-	return &Series{side, op, target, requestSeconds.WithLabelValues(side, op, target), inFlight.WithLabelValues(side, target),
-		requestBytes.WithLabelValues(side, op, target), requests.WithLabelValues(side, op, target, OK)}
+// Begin counts a request in flight; the caller calls Dec on the result when it ends.
+func Begin(side, target string) prometheus.Gauge {
+	g := inFlight.WithLabelValues(side, target)
+	g.Inc()
+	return g
 }
 
-// Begin counts a request as in flight and returns when it began.
-func (s *Series) Begin() time.Time {
-	s.depth.Inc()
-	return time.Now()
-}
-
-// End records a request that began at start, was answered with status, and moved so many bytes.
-func (s *Series) End(start time.Time, status string, bytes int) {
-	s.depth.Dec()
-	s.seconds.Observe(time.Since(start).Seconds())
-	s.bytes.Add(float64(bytes))
-	if status == OK {
-		s.ok.Inc()
-	} else {
-		requests.WithLabelValues(s.side, s.op, s.target, status).Inc()
-	}
+// Observe records one request that began at start, was answered with status,
+// and moved so many bytes. Neither allocates.
+func Observe(side, op, target, status string, start time.Time, bytes int) {
+	requestSeconds.WithLabelValues(side, op, target).Observe(time.Since(start).Seconds())
+	requests.WithLabelValues(side, op, target, status).Inc()
+	requestBytes.WithLabelValues(side, op, target).Add(float64(bytes))
 }
 
 // Handler serves the registry.
