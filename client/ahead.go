@@ -2,6 +2,9 @@ package client
 
 import (
 	"context"
+	"errors"
+	"slices"
+	"sync"
 
 	"rfs/raftmeta"
 )
@@ -21,6 +24,8 @@ type stream struct {
 
 // ahead is one stripe, fetched or being fetched.
 type ahead struct {
+	of     *stream
+	ino    *inode
 	stripe uint32
 	ready  chan struct{} // closed when r or err is set
 	r      *fetch
@@ -82,33 +87,91 @@ func (s *stream) find(stripe uint32) *ahead {
 	return nil
 }
 
-// begin fetches a stripe up to the file's size, unless memory is short.
+// begin fetches a stripe up to the file's size. mu is held.
 func (s *stream) begin(ino *inode, stripe uint32, size int64) bool {
 	n := min(ino.layout.StripeSize(), size-int64(stripe)*ino.layout.StripeSize())
-	need := int64(ino.layout.K) * int64(ino.layout.Unit)
-	if n <= 0 || ino.fs.ctx.Err() != nil || !ino.fs.reads.TryAcquire(need) {
+	if n <= 0 || ino.fs.ctx.Err() != nil {
 		return false
 	}
-	ino.fs.reads.Release(need) // it was only to see whether there is room: the fetch takes its own
-	a := &ahead{stripe: stripe, ready: make(chan struct{}), users: 1}
+	a := &ahead{of: s, ino: ino, stripe: stripe, ready: make(chan struct{}), users: 1}
 	s.stripe = append(s.stripe, a)
-	ino.fs.work.Go(func() {
-		ctx, done := ino.fs.patience(ino.fs.ctx)
-		defer done()
-		r, err := ino.newFetch(ctx, stripe, 0, int(n))
-		if err == nil {
-			if err = r.run(ctx); err != nil {
-				r.free()
-				r = nil
-			}
-		}
-		ino.mu.Lock()
-		defer ino.mu.Unlock()
-		a.r, a.err = r, err
-		close(a.ready)
-		a.leave()
-	})
+	ino.fs.work.Go(func() { a.fetch(int(n)) })
 	return true
+}
+
+// errNoRoom means that there is no memory to read ahead.
+var errNoRoom = errors.New("no memory to read ahead")
+
+func (a *ahead) fetch(n int) {
+	fs := a.ino.fs
+	ctx, done := fs.patience(fs.ctx)
+	defer done()
+	r, err := (*fetch)(nil), error(errNoRoom)
+	if need := int64(a.ino.layout.K) * classSize(a.ino.layout.Unit); fs.roomAhead(need) {
+		r, err = a.ino.newFetch(ctx, fs.aheads, a.stripe, 0, n)
+	}
+	if err == nil {
+		if err = r.run(ctx); err != nil {
+			r.free()
+			r = nil
+		}
+	}
+	a.ino.mu.Lock()
+	defer a.ino.mu.Unlock()
+	a.r, a.err = r, err
+	close(a.ready)
+	if r != nil && !a.old {
+		fs.idle.add(a)
+	}
+	a.leave()
+}
+
+// roomAhead says whether there is memory to read ahead n bytes. It takes that of the
+// streams which have been idle longest, if need be.
+func (fs *FS) roomAhead(n int64) bool {
+	for {
+		if fs.aheads.TryAcquire(n) {
+			fs.aheads.Release(n) // the fetch takes just what it needs
+			return true
+		}
+		a := fs.idle.take()
+		if a == nil {
+			return false
+		}
+		a.ino.mu.Lock()
+		a.of.remove(a)
+		a.ino.mu.Unlock()
+	}
+}
+
+// aheadList has the stripes that were read ahead, oldest first.
+type aheadList struct {
+	mu   sync.Mutex // may be taken inside an inode's mu
+	list []*ahead
+}
+
+func (l *aheadList) add(a *ahead) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.list = append(l.list, a)
+}
+
+// take removes the oldest and returns it, nil if there is none.
+func (l *aheadList) take() (a *ahead) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.list) > 0 {
+		a, l.list = l.list[0], slices.Delete(l.list, 0, 1)
+	}
+	return a
+}
+
+func (l *aheadList) remove(a *ahead) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if i := slices.Index(l.list, a); i >= 0 {
+		l.list = slices.Delete(l.list, i, i+1)
+	}
 }
 
 // leave drops one use. mu is held.
@@ -124,18 +187,24 @@ func (a *ahead) leave() {
 func (s *stream) drop() { s.dropBelow(^uint32(0)) }
 
 func (s *stream) dropBelow(stripe uint32) {
-	keep := s.stripe[:0]
-	for _, a := range s.stripe {
-		if a.stripe >= stripe {
-			keep = append(keep, a)
-			continue
+	for i := len(s.stripe) - 1; i >= 0; i-- {
+		if a := s.stripe[i]; a.stripe < stripe {
+			s.remove(a)
 		}
-		a.old = true
-		a.users++
-		a.leave()
 	}
-	clear(s.stripe[len(keep):])
-	s.stripe = keep
+}
+
+// remove forgets a, if it is still there; its last user frees the memory. mu is held.
+func (s *stream) remove(a *ahead) {
+	i := slices.Index(s.stripe, a)
+	if i < 0 {
+		return
+	}
+	s.stripe = slices.Delete(s.stripe, i, i+1)
+	a.ino.fs.idle.remove(a)
+	a.old = true
+	a.users++
+	a.leave()
 }
 
 // readFromAhead copies p, which begins at offset in of the stripe, from what was read ahead, if it is there and good.
@@ -156,7 +225,7 @@ func (f *File) readFromAhead(ctx context.Context, stripe uint32, in int64, p []b
 		err = ended(ctx)
 	}
 	ino.mu.Lock()
-	good := err == nil && a.err == nil && a.r.holds(in, len(p)) && gen == ino.readGens
+	good := err == nil && a.err == nil && a.r.holds(in, len(p)) && gen == ino.readGens && ino.fs.leaseHolds()
 	ino.mu.Unlock()
 	if good {
 		a.r.copyTo(p, in)

@@ -27,8 +27,8 @@ type Config struct {
 	Arena     *arena.Arena
 
 	// Memory is what the client takes of the arena at most, in bytes: a half for
-	// bytes not yet written, a quarter each for parity on its way and for reads.
-	// Default: 128 MiB; at least 32 MiB.
+	// bytes not yet written, a quarter for read-ahead, an eighth each for parity
+	// on its way and for reads. Default: 128 MiB; at least 8 stripes' data.
 	Memory int64
 	// Soft, if not 0, is how long a request may wait for targets or metadata
 	// before it fails with rfs.ErrUnavailable. 0 (hard) waits as long as it takes.
@@ -56,8 +56,8 @@ func (c *Config) defaults() error {
 	if c.Memory == 0 {
 		c.Memory = 128 << 20
 	}
-	if c.Memory < 32<<20 {
-		errs = append(errs, fmt.Errorf("client: memory of %d bytes: want at least %d", c.Memory, 32<<20))
+	if c.Memory < 8<<20 {
+		errs = append(errs, fmt.Errorf("client: memory of %d bytes: want at least %d", c.Memory, 8<<20))
 	}
 	if c.Soft < 0 || c.CallTimeout < 0 || c.WriteBehind < 0 {
 		errs = append(errs, errors.New("client: a timeout is negative"))
@@ -101,17 +101,22 @@ type FS struct {
 	dirtyMem  *arena.Budget // stripe buffers
 	flightMem *arena.Budget // parity and gathered segments
 	readMem   *arena.Budget
-	flights   *semaphore.Weighted // bytes of flightMem promised to stripes on their way
+	flights   *semaphore.Weighted // bytes of flightMem promised to stripes on their way, and to rebuilds
 	reads     *semaphore.Weighted // bytes of readMem promised to reads
+	aheads    *semaphore.Weighted // bytes of readMem promised to what is read ahead
 	starved   atomic.Int32        // writers that wait for dirtyMem
 
-	mapMu   sync.Mutex
-	mapNews chan struct{} // closed when the map rises
+	mapMu    sync.Mutex
+	mapEpoch rfs.Epoch     // that was made known
+	mapNews  chan struct{} // closed when the map rises
 
-	mu     sync.Mutex // guards inodes; taken before an inode's mu, never inside it
-	inodes map[rfs.InodeID]*inode
+	mu      sync.Mutex // guards the next three; taken before an inode's mu, never inside it
+	inodes  map[rfs.InodeID]*inode
+	opening int                             // opens on their way
+	early   map[rfs.InodeID]raftmeta.Recall // recalls that overtook the answer to an open
 
 	dirty dirtyList
+	idle  aheadList
 
 	repairs   sync.Mutex // guards repairing
 	repairing map[rfs.ShardKey]bool
@@ -126,11 +131,13 @@ func New(ctx context.Context, cfg Config) (*FS, error) {
 	fs := &FS{
 		cfg: cfg, meta: cfg.Meta, log: cfg.Logger, clock: hlc.New(nil),
 		dirtyMem:  cfg.Arena.Budget(cfg.Memory / 2),
-		flightMem: cfg.Arena.Budget(cfg.Memory / 4),
-		readMem:   cfg.Arena.Budget(cfg.Memory / 4),
-		flights:   semaphore.NewWeighted(cfg.Memory / 4),
-		reads:     semaphore.NewWeighted(cfg.Memory / 4),
+		flightMem: cfg.Arena.Budget(cfg.Memory / 8),
+		readMem:   cfg.Arena.Budget(cfg.Memory / 8 * 3),
+		flights:   semaphore.NewWeighted(cfg.Memory / 8),
+		reads:     semaphore.NewWeighted(cfg.Memory / 8),
+		aheads:    semaphore.NewWeighted(cfg.Memory / 4),
 		inodes:    map[rfs.InodeID]*inode{},
+		early:     map[rfs.InodeID]raftmeta.Recall{},
 		repairing: map[rfs.ShardKey]bool{},
 		mapNews:   make(chan struct{}),
 	}
@@ -149,6 +156,10 @@ func New(ctx context.Context, cfg Config) (*FS, error) {
 		return nil, fmt.Errorf("client: open a session: %w", err)
 	}
 	fs.session.Store(uint32(session))
+	if _, err := fs.meta.Map(ctx, 0); err != nil {
+		fs.stop(ErrClosed)
+		return nil, errors.Join(fmt.Errorf("client: the cluster map: %w", err), fs.meta.CloseSession(ctx))
+	}
 	fs.work.Go(fs.writeBehind)
 	fs.work.Go(fs.commits.run)
 	return fs, nil
@@ -167,12 +178,12 @@ func (fs *FS) Close(ctx context.Context) error {
 		}
 	}
 	fs.commits.push(ctx)
+	fs.dropAll(ErrClosed)
 	fs.stop(ErrClosed)
 	fs.work.Wait()
 	if err := fs.meta.CloseSession(ctx); err != nil {
 		errs = append(errs, err)
 	}
-	fs.dropAll(ErrClosed)
 	fs.targets.close()
 	return errors.Join(errs...)
 }
@@ -199,12 +210,31 @@ func (fs *FS) tagAbove(held rfs.Tag) (rfs.Tag, error) {
 // mapChanged wakes who waits for a newer map.
 func (fs *FS) mapChanged(m *placement.Map) {
 	fs.mapMu.Lock()
+	if m.Epoch <= fs.mapEpoch {
+		fs.mapMu.Unlock()
+		return
+	}
+	fs.mapEpoch = m.Epoch
 	close(fs.mapNews)
 	fs.mapNews = make(chan struct{})
 	fs.mapMu.Unlock()
 	for _, ino := range fs.openInodes() {
 		ino.suspect(m)
 	}
+}
+
+// refresh asks for the newest map. Without an answer the one that is known has to do, until ctx ends.
+func (fs *FS) refresh(ctx context.Context) error {
+	attempt, cancel := context.WithTimeout(ctx, fs.cfg.CallTimeout)
+	defer cancel()
+	m, err := fs.meta.RefreshMap(attempt)
+	if err == nil {
+		fs.mapChanged(m)
+	}
+	if ctx.Err() != nil {
+		return ended(ctx)
+	}
+	return nil
 }
 
 // newMap returns a channel that is closed when the map changes after the call.

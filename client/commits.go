@@ -15,18 +15,18 @@ import (
 // RESOLVE, no more.
 type commits struct {
 	fs   *FS
-	kick chan struct{} // capacity 1: something is due
+	kick chan struct{} // capacity 1: hints wait
 
-	mu      sync.Mutex
-	by      map[rfs.TargetID]*hints
-	waiting int
+	mu sync.Mutex
+	by map[rfs.TargetID]*hints
 }
 
+// hints are those of one target.
 type hints struct {
-	entries []wire.CommitEntry
-	spare   []wire.CommitEntry
+	one     chan struct{}      // capacity 1: who holds it sends
+	entries []wire.CommitEntry // guarded by commits.mu
+	batch   []wire.CommitEntry // these two are the sender's
 	hdr     []byte
-	sending bool
 }
 
 const (
@@ -41,26 +41,25 @@ func (c *commits) init(fs *FS) {
 // add queues a hint.
 func (c *commits) add(t rfs.TargetID, e wire.CommitEntry) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	h := c.by[t]
 	if h == nil {
-		h = &hints{}
+		h = &hints{one: make(chan struct{}, 1)}
 		c.by[t] = h
 	}
 	h.entries = append(h.entries, e)
-	if c.waiting++; c.waiting == 1 || len(h.entries) == hintsMax {
-		c.wake()
+	full := len(h.entries) == hintsMax
+	c.mu.Unlock()
+	if full {
+		c.fs.work.Go(func() { c.send(c.fs.ctx, t, h) })
+		return
 	}
-}
-
-func (c *commits) wake() {
 	select {
 	case c.kick <- struct{}{}:
 	default:
 	}
 }
 
-// run sends hints until the client is closed.
+// run sends hints of hintAge until the client is closed.
 func (c *commits) run() {
 	for {
 		select {
@@ -71,49 +70,51 @@ func (c *commits) run() {
 		if c.fs.pause(c.fs.ctx, hintAge, nil) != nil {
 			return
 		}
-		c.push(c.fs.ctx)
+		c.each(func(t rfs.TargetID, h *hints) {
+			c.fs.work.Go(func() { c.send(c.fs.ctx, t, h) })
+		})
 	}
 }
 
-// push sends what is queued, to all targets at once, and returns when they answered.
+// push sends what is queued, and returns when it, and what is on its way, has been answered.
 func (c *commits) push(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
 	var wg sync.WaitGroup
-	c.mu.Lock()
-	for t, h := range c.by {
-		if len(h.entries) > 0 && !h.sending {
-			h.sending = true
-			wg.Go(func() { c.send(ctx, t, h) })
-		}
-	}
-	c.mu.Unlock()
+	c.each(func(t rfs.TargetID, h *hints) {
+		wg.Go(func() { c.send(ctx, t, h) })
+	})
 	wg.Wait()
 }
 
-// send sends a target its hints, MaxEntries at a time.
+// each calls f for each target with hints that wait or are on their way.
+func (c *commits) each(f func(t rfs.TargetID, h *hints)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for t, h := range c.by {
+		if len(h.entries) > 0 || len(h.one) > 0 {
+			f(t, h)
+		}
+	}
+}
+
+// send sends a target its hints, MaxEntries at a time. What does not arrive is dropped.
 func (c *commits) send(ctx context.Context, t rfs.TargetID, h *hints) {
-	for {
-		c.mu.Lock()
-		batch := h.entries
-		h.entries, h.spare = h.spare[:0], nil
-		c.waiting -= len(batch)
-		if len(batch) == 0 || ctx.Err() != nil {
-			h.sending, h.spare = false, batch[:0]
-			c.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	select {
+	case h.one <- struct{}{}:
+		defer func() { <-h.one }()
+	case <-ctx.Done():
+		return
+	}
+	c.mu.Lock()
+	h.entries, h.batch = h.batch[:0], h.entries
+	c.mu.Unlock()
+	for rest := h.batch; len(rest) > 0 && c.fs.Map().IsUp(t); {
+		n := min(len(rest), wire.MaxEntries)
+		h.hdr = wire.AppendCommit(h.hdr[:0], &wire.Common{Target: t, Session: c.fs.Session()}, rest[:n])
+		if _, err := c.fs.targets.call(ctx, t, wire.OpCommit, h.hdr, nil, nil); err != nil {
 			return
 		}
-		c.mu.Unlock()
-		for rest := batch; len(rest) > 0; {
-			n := min(len(rest), wire.MaxEntries)
-			h.hdr = wire.AppendCommit(h.hdr[:0], &wire.Common{Target: t, Session: c.fs.Session()}, rest[:n])
-			if _, err := c.fs.targets.call(ctx, t, wire.OpCommit, h.hdr, nil, nil); err != nil {
-				break
-			}
-			rest = rest[n:]
-		}
-		c.mu.Lock()
-		h.spare = batch[:0]
-		c.mu.Unlock()
+		rest = rest[n:]
 	}
 }

@@ -337,7 +337,7 @@ func (r *fetch) readSource(ctx context.Context, pc *piece, b base, s *source) (e
 // shardLength returns how far a data shard's bytes reach, and 0 for one that was never written.
 func (ino *inode) shardLength(ctx context.Context, stripe uint32, shard uint8) (uint32, error) {
 	off := ino.layout.StripeOffset(shard, 0)
-	r, err := ino.newFetch(ctx, stripe, off, 1)
+	r, err := ino.newFetch(ctx, ino.fs.reads, stripe, off, 1)
 	if err != nil {
 		return 0, err
 	}
@@ -382,7 +382,7 @@ func (ino *inode) repairNow(stripe uint32, shard uint8) error {
 	fs := ino.fs
 	ctx, cancel := context.WithTimeout(fs.ctx, 2*fs.cfg.CallTimeout)
 	defer cancel()
-	r, err := ino.newFetch(ctx, stripe, 0, 0)
+	r, err := ino.newFetch(ctx, ino.fs.reads, stripe, 0, 0)
 	if err != nil {
 		return err
 	}

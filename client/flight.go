@@ -245,8 +245,8 @@ func (w *version) members(ctx context.Context) error {
 		if err := fs.pause(ctx, backoff.next(), news); err != nil {
 			return fmt.Errorf("slot of stripe %d has too few live targets: %w", w.stripe, err)
 		}
-		if _, err := fs.meta.RefreshMap(ctx); err != nil && ctx.Err() != nil {
-			return ended(ctx)
+		if err := fs.refresh(ctx); err != nil {
+			return err
 		}
 	}
 }
@@ -371,8 +371,8 @@ func (w *version) order(ctx context.Context) error {
 func (w *version) remap(ctx context.Context, b *backoff) error {
 	fs := w.ino.fs
 	news := fs.newMap()
-	if _, err := fs.meta.RefreshMap(ctx); err != nil && ctx.Err() != nil {
-		return ended(ctx)
+	if err := fs.refresh(ctx); err != nil {
+		return err
 	}
 	if _, slot, err := fs.Map().Slot(w.ino.layout, w.stripe); err == nil && slot.Epoch != w.slot.Epoch {
 		return nil

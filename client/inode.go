@@ -20,8 +20,12 @@ type inode struct {
 	layout rfs.Layout
 
 	// io is held shared by writes, and alone by who changes what the targets hold
-	// otherwise (truncate, punch): their tags must not cross. Taken before mu.
+	// otherwise (truncate, punch): their tags must not cross. Taken before the others.
 	io sync.RWMutex
+	// telling is held while the metadata service is told the size, so that what it
+	// hears last is what was true last. Taken before mu.
+	telling sync.Mutex
+	syncing chan struct{} // capacity 1: who holds it syncs
 
 	mu     sync.Mutex // guards all below; never held while waiting for anybody
 	change sync.Cond  // a write landed, or gone was set
@@ -64,10 +68,14 @@ func newInode(fs *FS, a *raftmeta.Attr) *inode {
 	ino := &inode{
 		fs: fs, id: a.Inode, layout: a.Layout, size: a.Size, base: a.Size, fresh: math.MaxInt64,
 		dirty: map[uint32]*stripeBuf{}, flying: map[uint32]*stripeBuf{}, touched: map[rfs.SlotID]*touch{},
+		syncing: make(chan struct{}, 1),
 	}
 	ino.change.L = &ino.mu
 	return ino
 }
+
+// leaseHolds says whether the session is known to be alive, so that what it may cache counts.
+func (fs *FS) leaseHolds() bool { return time.Now().Before(fs.meta.LeaseUntil()) }
 
 // openInodes returns the inodes that are open now.
 func (fs *FS) openInodes() []*inode {
@@ -90,6 +98,7 @@ func (fs *FS) lookupOpen(id rfs.InodeID) *inode {
 func (fs *FS) Open(ctx context.Context, id rfs.InodeID, flags OpenFlags) (*File, error) {
 	ctx, done := fs.patience(ctx)
 	defer done()
+	defer fs.beginOpen()()
 	res, err := fs.meta.Open(ctx, id, openMode(flags))
 	if err != nil {
 		return nil, err
@@ -103,6 +112,7 @@ func (fs *FS) Create(ctx context.Context, parent rfs.InodeID, name string, spec 
 	ctx, done := fs.patience(ctx)
 	defer done()
 	spec.Open = openMode(flags)
+	defer fs.beginOpen()()
 	res, err := fs.meta.Create(ctx, parent, name, spec)
 	if err != nil {
 		return nil, raftmeta.Attr{}, err
@@ -114,6 +124,20 @@ func (fs *FS) Create(ctx context.Context, parent rfs.InodeID, name string, spec 
 	attr := res.Attr
 	f.ino.overlayAttr(&attr)
 	return f, attr, nil
+}
+
+// beginOpen has recalls kept that overtake the answer to an open, until the function that it returns is called.
+func (fs *FS) beginOpen() (end func()) {
+	fs.mu.Lock()
+	fs.opening++
+	fs.mu.Unlock()
+	return func() {
+		fs.mu.Lock()
+		defer fs.mu.Unlock()
+		if fs.opening--; fs.opening == 0 {
+			clear(fs.early)
+		}
+	}
 }
 
 func openMode(flags OpenFlags) (m raftmeta.OpenMode) {
@@ -143,6 +167,9 @@ func (fs *FS) opened(ctx context.Context, res raftmeta.OpenResult, flags OpenFla
 		ino.writers++
 	}
 	flush := ino.setCache(res.Cache, res.Grant)
+	if r, ok := fs.early[ino.id]; ok {
+		flush = ino.setCache(r.Mode, r.At) || flush
+	}
 	if res.Created {
 		ino.fresh = 0
 	}
@@ -164,7 +191,7 @@ func (fs *FS) canUse(l rfs.Layout) error {
 	if err := l.Validate(); err != nil {
 		return err
 	}
-	if need := 4 * int64(l.Width()+1) * classSize(l.Unit); need > fs.cfg.Memory {
+	if need := 8 * int64(max(l.K+1, l.M)) * classSize(l.Unit); need > fs.cfg.Memory {
 		return fmt.Errorf("layout of %d+%d shards of %d bytes: the client's memory of %d bytes is too small: raise it to %d: %w",
 			l.K, l.M, l.Unit, fs.cfg.Memory, need, rfs.ErrUnsupported)
 	}
@@ -261,7 +288,12 @@ func (ino *inode) discard() {
 
 // recall is the metadata service's: another client opens the file.
 func (fs *FS) recall(r raftmeta.Recall) {
-	ino := fs.lookupOpen(r.Inode)
+	fs.mu.Lock()
+	ino := fs.inodes[r.Inode]
+	if fs.opening > 0 && fs.early[r.Inode].At <= r.At {
+		fs.early[r.Inode] = r
+	}
+	fs.mu.Unlock()
 	if ino == nil {
 		return
 	}
@@ -289,6 +321,13 @@ func (fs *FS) sizeWanted(id rfs.InodeID) {
 
 // commitAttr tells the metadata service the size and mtime, if they changed.
 func (ino *inode) commitAttr(ctx context.Context) error {
+	ino.telling.Lock()
+	defer ino.telling.Unlock()
+	return ino.tell(ctx)
+}
+
+// tell is commitAttr with telling held.
+func (ino *inode) tell(ctx context.Context) error {
 	ino.mu.Lock()
 	size, mtime, edits := ino.size, ino.mtime, ino.edits
 	done := edits == ino.commits || ino.gone != nil

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"rfs"
 	"rfs/internal/crc"
@@ -55,7 +56,7 @@ func (ino *inode) sizeNow(ctx context.Context) (int64, error) {
 	ino.mu.Lock()
 	size, cached := ino.size, ino.cache != raftmeta.CacheNone
 	ino.mu.Unlock()
-	if cached {
+	if cached && ino.fs.leaseHolds() {
 		return size, nil
 	}
 	// The others write through: the metadata service knows the size of every write that returned.
@@ -140,7 +141,7 @@ func (ino *inode) readStripe(ctx context.Context, f *File, stripe uint32, in int
 
 // fetchInto reads p from the targets.
 func (ino *inode) fetchInto(ctx context.Context, stripe uint32, in int64, p []byte) error {
-	r, err := ino.newFetch(ctx, stripe, in, len(p))
+	r, err := ino.newFetch(ctx, ino.fs.reads, stripe, in, len(p))
 	if err != nil {
 		return err
 	}
@@ -158,7 +159,8 @@ type fetch struct {
 	ino    *inode
 	stripe uint32
 	pieces []piece // by data shard
-	held   int64   // of fs.reads
+	budget *semaphore.Weighted
+	held   int64 // of budget
 	done   chan int
 	asked  bool // our own COMMITs were sent: what is unresolved now is for the leader
 
@@ -196,13 +198,13 @@ const (
 var fetches = sync.Pool{New: func() any { return new(fetch) }}
 
 // newFetch takes memory for file range [in, in+n) of the stripe.
-func (ino *inode) newFetch(ctx context.Context, stripe uint32, in int64, n int) (*fetch, error) {
+func (ino *inode) newFetch(ctx context.Context, budget *semaphore.Weighted, stripe uint32, in int64, n int) (*fetch, error) {
 	r := fetches.Get().(*fetch)
 	k := int(ino.layout.K)
 	if cap(r.pieces) < k {
 		r.pieces, r.done = make([]piece, k), make(chan int, k)
 	}
-	r.ino, r.stripe, r.pieces, r.held, r.asked = ino, stripe, r.pieces[:k], 0, false
+	r.ino, r.stripe, r.pieces, r.budget, r.held, r.asked = ino, stripe, r.pieces[:k], budget, 0, false
 	for i := range r.pieces {
 		pc := &r.pieces[i]
 		*pc = piece{shard: uint8(i), hdr: pc.hdr[:0], rep: pc.rep[:0]}
@@ -211,7 +213,7 @@ func (ino *inode) newFetch(ctx context.Context, stripe uint32, in int64, n int) 
 			r.held += classSize(pc.end - pc.off)
 		}
 	}
-	if err := ino.fs.reads.Acquire(ctx, r.held); err != nil {
+	if err := budget.Acquire(ctx, r.held); err != nil {
 		r.held = 0
 		r.free()
 		return nil, ended(ctx)
@@ -254,7 +256,7 @@ func (r *fetch) free() {
 			r.pieces[i].buf = nil
 		}
 	}
-	r.ino.fs.reads.Release(r.held)
+	r.budget.Release(r.held)
 	r.ino, r.m, r.pool, r.slot = nil, nil, nil, nil
 	fetches.Put(r)
 }
@@ -273,7 +275,7 @@ func (r *fetch) copyTo(p []byte, in int64) {
 func (r *fetch) run(ctx context.Context) error {
 	fs := r.ino.fs
 	var back backoff
-	for {
+	for rounds := 1; ; rounds++ {
 		news := fs.newMap()
 		if err := r.remap(ctx); err != nil {
 			return err
@@ -289,12 +291,12 @@ func (r *fetch) run(ctx context.Context) error {
 		if !again {
 			return nil
 		}
-		if r.any(pieceBusy) || r.any(pieceLost) {
+		if r.any(pieceBusy) || r.any(pieceLost) || rounds > 4 {
 			if err := fs.pause(ctx, back.next(), news); err != nil {
 				return err
 			}
-			if _, err := fs.meta.RefreshMap(ctx); err != nil && ctx.Err() != nil {
-				return ended(ctx)
+			if err := fs.refresh(ctx); err != nil {
+				return err
 			}
 		}
 		for i := range r.pieces {
@@ -318,8 +320,8 @@ func (r *fetch) any(s pieceState) bool {
 func (r *fetch) remap(ctx context.Context) (err error) {
 	fs := r.ino.fs
 	if r.any(pieceStale) {
-		if _, err := fs.meta.RefreshMap(ctx); err != nil && ctx.Err() != nil {
-			return ended(ctx)
+		if err := fs.refresh(ctx); err != nil {
+			return err
 		}
 	}
 	r.m = fs.Map()
@@ -346,14 +348,6 @@ func (r *fetch) round(ctx context.Context) {
 		pc.state = pieceSent
 		open++
 	}
-	if open == 1 { // no goroutine for a small read
-		for i := range r.pieces {
-			if r.pieces[i].state == pieceSent {
-				r.readPiece(ctx, i)
-				return
-			}
-		}
-	}
 	for i := range r.pieces {
 		if r.pieces[i].state == pieceSent {
 			go func() { r.readPiece(ctx, i); r.done <- i }()
@@ -374,7 +368,7 @@ func (r *fetch) await(cancel context.CancelFunc, open int) {
 		case <-r.done:
 			open--
 		case <-patience.C:
-			if open <= int(r.ino.layout.M) && open < len(r.pieces) {
+			if open <= int(r.ino.layout.M) {
 				fs.stats.hedged.inc()
 				cancel()
 			}
@@ -553,9 +547,5 @@ func (r *fetch) resolve(ctx context.Context) error {
 	if err := fs.pause(ctx, 20*time.Millisecond, news); err != nil {
 		return err
 	}
-	_, err = fs.meta.RefreshMap(ctx)
-	if err != nil && ctx.Err() != nil {
-		return ended(ctx)
-	}
-	return nil
+	return fs.refresh(ctx)
 }

@@ -26,6 +26,12 @@ func (ino *inode) sync(ctx context.Context) error {
 	if err := ino.flush(ctx); err != nil {
 		return err
 	}
+	select { // a second one must not return before the first, which took what is touched, is done
+	case ino.syncing <- struct{}{}:
+		defer func() { <-ino.syncing }()
+	case <-ctx.Done():
+		return ended(ctx)
+	}
 	ino.suspect(ino.fs.Map())
 	ino.mu.Lock()
 	touched := maps.Clone(ino.touched)
@@ -74,8 +80,8 @@ func (ino *inode) syncSlots(ctx context.Context, touched map[rfs.SlotID]*touch) 
 		if err := fs.pause(ctx, back.next(), news); err != nil {
 			return err
 		}
-		if _, err := fs.meta.RefreshMap(ctx); err != nil && ctx.Err() != nil {
-			return ended(ctx)
+		if err := fs.refresh(ctx); err != nil {
+			return err
 		}
 	}
 }

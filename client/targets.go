@@ -158,7 +158,7 @@ func (t *targets) report(id rfs.TargetID, err error) {
 	seen := t.seen(id)
 	t.mu.Lock()
 	now := time.Now()
-	due := now.Sub(seen.reported) > time.Second && !t.closed
+	due := now.Sub(seen.reported) > time.Second
 	if due {
 		seen.reported = now
 	}
@@ -168,11 +168,13 @@ func (t *targets) report(id rfs.TargetID, err error) {
 	}
 	metrics.Retries.WithLabelValues("broken").Inc()
 	fs.log.Warn("target gave no answer", "target", id, "err", err)
-	go func() {
+	fs.work.Go(func() {
 		ctx, cancel := context.WithTimeout(fs.ctx, fs.cfg.CallTimeout)
 		defer cancel()
-		_ = fs.meta.ReportTarget(ctx, id, err.Error()) // a hint
-	}()
+		if fs.meta.ReportTarget(ctx, id, err.Error()) == nil { // a hint, after which there may be a newer map
+			_ = fs.refresh(ctx)
+		}
+	})
 }
 
 // seen is what this client saw of a target.

@@ -36,21 +36,32 @@ func (ino *inode) truncate(ctx context.Context, set raftmeta.SetAttr) (a raftmet
 	if err := ino.flush(ctx); err != nil {
 		return a, err
 	}
-	if err := ino.commitAttr(ctx); err != nil {
+	if a, err = ino.resize(ctx, set); err != nil {
 		return a, err
 	}
-	set.Tag = ino.fs.tag()
-	if a, err = ino.fs.meta.Setattr(ctx, ino.id, set); err != nil {
-		return a, err
-	}
-	ino.mu.Lock()
-	ino.size = size
-	ino.readGens++
-	ino.mu.Unlock()
 	if err := ino.finishTrims(ctx, a.Trims); err != nil {
 		return a, err
 	}
 	a.Trims = nil
+	return a, nil
+}
+
+// resize tells the metadata service the new size.
+func (ino *inode) resize(ctx context.Context, set raftmeta.SetAttr) (raftmeta.Attr, error) {
+	ino.telling.Lock()
+	defer ino.telling.Unlock()
+	if err := ino.tell(ctx); err != nil {
+		return raftmeta.Attr{}, err
+	}
+	set.Tag = ino.fs.tag()
+	a, err := ino.fs.meta.Setattr(ctx, ino.id, set)
+	if err != nil {
+		return a, err
+	}
+	ino.mu.Lock()
+	defer ino.mu.Unlock()
+	ino.size = *set.Size
+	ino.readGens++
 	return a, nil
 }
 
@@ -138,8 +149,8 @@ func (fs *FS) eachTarget(ctx context.Context, pool rfs.PoolID, f func(ctx contex
 		if err := fs.pause(ctx, back.next(), news); err != nil {
 			return err
 		}
-		if _, err := fs.meta.RefreshMap(ctx); err != nil && ctx.Err() != nil {
-			return ended(ctx)
+		if err := fs.refresh(ctx); err != nil {
+			return err
 		}
 	}
 }

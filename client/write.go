@@ -370,5 +370,9 @@ func (ino *inode) flushStripes(ctx context.Context, first, last uint32) error {
 		}
 		return false
 	}
-	return ino.wait(ctx, func() bool { return ino.gone != nil || !old(ino.dirty) && !old(ino.flying) })
+	err := ino.wait(ctx, func() bool { return ino.gone != nil || !old(ino.dirty) && !old(ino.flying) })
+	if err == nil {
+		err = ino.gone
+	}
+	return err
 }
