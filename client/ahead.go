@@ -144,6 +144,15 @@ func (fs *FS) roomAhead(n int64) bool {
 	}
 }
 
+// dropAhead forgets all that was read ahead.
+func (fs *FS) dropAhead() {
+	for a := fs.idle.take(); a != nil; a = fs.idle.take() {
+		a.ino.mu.Lock()
+		a.of.remove(a)
+		a.ino.mu.Unlock()
+	}
+}
+
 // aheadList has the stripes that were read ahead, oldest first.
 type aheadList struct {
 	mu   sync.Mutex // may be taken inside an inode's mu
@@ -161,7 +170,8 @@ func (l *aheadList) take() (a *ahead) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.list) > 0 {
-		a, l.list = l.list[0], slices.Delete(l.list, 0, 1)
+		a = l.list[0]
+		l.list = slices.Delete(l.list, 0, 1)
 	}
 	return a
 }

@@ -20,9 +20,52 @@ import (
 	"rfs/transport/arena"
 )
 
+// Meta is what a client needs of the metadata service; *raftmeta.Client is one, and documents it.
+type Meta interface {
+	OpenSession(ctx context.Context, name string, ev raftmeta.Events) (rfs.SessionID, error)
+	CloseSession(ctx context.Context) error
+	LeaseUntil() time.Time
+
+	CachedMap() *placement.Map
+	Map(ctx context.Context, min rfs.Epoch) (*placement.Map, error)
+	RefreshMap(ctx context.Context) (*placement.Map, error)
+	ReportTarget(ctx context.Context, t rfs.TargetID, detail string) error
+
+	Lookup(ctx context.Context, dir rfs.InodeID, name string) (raftmeta.Attr, error)
+	Getattr(ctx context.Context, ino rfs.InodeID) (raftmeta.Attr, error)
+	GetattrLazy(ctx context.Context, ino rfs.InodeID) (raftmeta.Attr, error)
+	Setattr(ctx context.Context, ino rfs.InodeID, set raftmeta.SetAttr) (raftmeta.Attr, error)
+	Mkdir(ctx context.Context, dir rfs.InodeID, name string, mode, uid, gid uint32) (raftmeta.Attr, error)
+	Mknod(ctx context.Context, dir rfs.InodeID, name string, spec raftmeta.MknodSpec) (raftmeta.Attr, error)
+	Symlink(ctx context.Context, dir rfs.InodeID, name, target string, uid, gid uint32) (raftmeta.Attr, error)
+	Readlink(ctx context.Context, ino rfs.InodeID) (string, error)
+	Link(ctx context.Context, ino, dir rfs.InodeID, name string) (raftmeta.Attr, error)
+	Unlink(ctx context.Context, dir rfs.InodeID, name string) (raftmeta.Attr, error)
+	Rmdir(ctx context.Context, dir rfs.InodeID, name string) error
+	Rename(ctx context.Context, dir rfs.InodeID, name string, newDir rfs.InodeID, newName string, flags raftmeta.RenameFlags) error
+	Readdir(ctx context.Context, dir rfs.InodeID, cookie uint64, limit int, plus bool) ([]raftmeta.DirEntry, bool, error)
+	Getxattr(ctx context.Context, ino rfs.InodeID, name string) ([]byte, error)
+	Setxattr(ctx context.Context, ino rfs.InodeID, name string, value []byte, flags raftmeta.XattrFlags) error
+	Listxattr(ctx context.Context, ino rfs.InodeID) ([]string, error)
+	Removexattr(ctx context.Context, ino rfs.InodeID, name string) error
+	Statfs(ctx context.Context) (raftmeta.Statfs, error)
+
+	Create(ctx context.Context, dir rfs.InodeID, name string, spec raftmeta.CreateSpec) (raftmeta.OpenResult, error)
+	Open(ctx context.Context, ino rfs.InodeID, mode raftmeta.OpenMode) (raftmeta.OpenResult, error)
+	CloseFile(ctx context.Context, ino rfs.InodeID, mode raftmeta.OpenMode) error
+	Release(ino rfs.InodeID, mode raftmeta.OpenMode)
+	Commit(ctx context.Context, ino rfs.InodeID, spec raftmeta.CommitSpec) (raftmeta.Attr, error)
+	ReserveAppend(ctx context.Context, ino rfs.InodeID, n int64) (int64, error)
+	TrimDone(ctx context.Context, ino rfs.InodeID, tag rfs.Tag) error
+	Lock(ctx context.Context, ino rfs.InodeID, spec raftmeta.LockSpec, wait bool) error
+	TestLock(ctx context.Context, ino rfs.InodeID, spec raftmeta.LockSpec) (*raftmeta.LockSpec, error)
+}
+
+var _ Meta = (*raftmeta.Client)(nil)
+
 // Config is how an FS is made. Meta, Transport and Arena are the caller's: Close leaves them open.
 type Config struct {
-	Meta      *raftmeta.Client
+	Meta      Meta
 	Transport transport.Transport
 	Arena     *arena.Arena
 
@@ -84,7 +127,7 @@ func (c *Config) defaults() error {
 // FS is a client of one cluster. Its methods may be called from any goroutine.
 type FS struct {
 	cfg     Config
-	meta    *raftmeta.Client
+	meta    Meta
 	log     *slog.Logger
 	clock   *hlc.Clock
 	seq     atomic.Uint32
@@ -181,6 +224,7 @@ func (fs *FS) Close(ctx context.Context) error {
 	fs.dropAll(ErrClosed)
 	fs.stop(ErrClosed)
 	fs.work.Wait()
+	fs.dropAhead()
 	if err := fs.meta.CloseSession(ctx); err != nil {
 		errs = append(errs, err)
 	}

@@ -390,6 +390,11 @@ func (w *version) committed() {
 			Tag:  w.core.tag,
 		})
 	}
+	if w.kind == wire.Full {
+		fs.stats.full.inc()
+	} else {
+		fs.stats.partial.inc()
+	}
 	ino.mu.Lock()
 	defer ino.mu.Unlock()
 	if ino.touched[w.slot.ID] == nil {

@@ -116,6 +116,7 @@ func (fs *FS) syncTargets(ctx context.Context, want, synced map[rfs.TargetID]boo
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	all := true
+	mu.Lock() // the first answers wait until all are asked
 	for t := range want {
 		if synced[t] {
 			continue
@@ -137,6 +138,7 @@ func (fs *FS) syncTargets(ctx context.Context, want, synced map[rfs.TargetID]boo
 			}
 		})
 	}
+	mu.Unlock()
 	wg.Wait()
 	return all
 }

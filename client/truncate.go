@@ -160,6 +160,7 @@ func (fs *FS) roundOf(ctx context.Context, m *placement.Map, p *placement.Pool, 
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	var errs []error
+	mu.Lock() // the first answers wait until all are asked
 	for t := range members(p) {
 		if done[t] || !m.IsUp(t) {
 			continue
@@ -185,6 +186,7 @@ func (fs *FS) roundOf(ctx context.Context, m *placement.Map, p *placement.Pool, 
 			}
 		})
 	}
+	mu.Unlock()
 	wg.Wait()
 	return missing, errors.Join(errs...)
 }
