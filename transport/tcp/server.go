@@ -359,8 +359,8 @@ func (t *Transport) cancelRequests(srv *server) {
 
 // receive handles a frame of the client.
 func (s *session) receive(l *link, h *wire.FrameHeader) error {
-	if h.ID.Channel() >= maxMessages {
-		return fmt.Errorf("%w: %v on channel %d, at most %d", wire.ErrFrame, h.Type, h.ID.Channel(), maxMessages)
+	if int(h.ID.Channel()) >= s.t.cfg.Messages {
+		return fmt.Errorf("%w: %v on channel %d with %d message credits", wire.ErrFrame, h.Type, h.ID.Channel(), s.t.cfg.Messages)
 	}
 	switch h.Type {
 	case wire.TypeReq:
