@@ -137,11 +137,10 @@ func (c *Conn) connectTo(ctx context.Context, network, address string, stream in
 }
 
 // setUp authenticates both ends of a new stream.
-func (c *Conn) setUp(ctx context.Context, nc net.Conn, stream int) (*link, error) {
-	defer context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) })()
+func (c *Conn) setUp(ctx context.Context, plain net.Conn, stream int) (*link, error) {
+	defer context.AfterFunc(ctx, func() { _ = plain.SetDeadline(time.Unix(1, 0)) })()
 	host, _, _ := net.SplitHostPort(c.addr.Address)
-	isUnixSocket := isUnix(nc)
-	nc, err := c.t.secure(ctx, nc, false, host)
+	nc, err := c.t.secure(ctx, plain, false, host)
 	if err != nil {
 		return nil, err
 	}
@@ -150,7 +149,7 @@ func (c *Conn) setUp(ctx context.Context, nc net.Conn, stream int) (*link, error
 		return nil, err
 	}
 	l := c.t.newLink(nc, c)
-	l.unix, l.stream, l.cookie = isUnixSocket, stream, grant.Cookie
+	l.unix, l.stream, l.cookie = isUnix(plain), stream, grant.Cookie
 	c.win.update(grant, c.lone())
 	return l, nil
 }
