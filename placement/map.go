@@ -293,10 +293,11 @@ func (m *Map) IsUp(id rfs.TargetID) bool {
 }
 
 // Leader returns the position of the slot's leader, its first readable parity
-// member, or -1 if there is none now.
+// member, or, while no parity member is readable, its first readable member; -1
+// if there is none now.
 func (m *Map) Leader(p *Pool, s *Slot) int {
-	for i := int(p.Scheme.K); i < len(s.Members); i++ {
-		if m.Readable(s, i) {
+	for j := range s.Members {
+		if i := (int(p.Scheme.K) + j) % len(s.Members); m.Readable(s, i) {
 			return i
 		}
 	}

@@ -84,6 +84,7 @@ type Event struct {
 	Member  int
 	OK      bool
 	Held    []Version // Query
+	Trimmed rfs.Tag   // Query: below it a TRIM killed all versions
 	Missing bool      // Commit: the member does not hold the version (any more)
 }
 
@@ -110,14 +111,19 @@ func (p *Plan) Empty() bool {
 }
 
 // Decide says what to do about the versions up to floor, which every member has
-// promised; held has what each member of v holds.
+// promised; held has what each member of v holds. Those below trimmed are dead,
+// whoever still has them.
 //
 // It goes downward from the newest version. The first Full that is or becomes
 // complete ends it: all below is superseded.
-func Decide(v *View, floor rfs.Tag, held [][]Version) (p Plan) {
+func Decide(v *View, floor, trimmed rfs.Tag, held [][]Version) (p Plan) {
 	for _, id := range slices.Backward(ids(held)) {
 		s := survey(v, id, held)
 		p.Result.Highest = maxTag(p.Result.Highest, id.Tag)
+		if id.Tag.Less(trimmed) {
+			p.drop(s)
+			continue
+		}
 		if !s.complete && floor.Less(id.Tag) {
 			continue // it may still be on its way: its writer will say
 		}
@@ -280,9 +286,10 @@ const maxRounds = 4
 // Each arrow waits for all events of the step before. Any failure ends it
 // unsettled: who asked tries again, maybe under a newer map.
 type Resolver struct {
-	view  *View
-	floor rfs.Tag
-	held  [][]Version
+	view    *View
+	floor   rfs.Tag
+	trimmed rfs.Tag
+	held    [][]Version
 
 	plan    Plan
 	step    Do
@@ -327,6 +334,7 @@ func (r *Resolver) Step(e Event) []Action {
 	r.missing = r.missing || e.Missing
 	if e.Do == Query {
 		r.held[e.Member] = e.Held
+		r.trimmed = maxTag(r.trimmed, e.Trimmed)
 	}
 	if r.due > 0 {
 		return nil
@@ -370,7 +378,7 @@ func (r *Resolver) decide() []Action {
 	if r.view.Cold() && !r.view.Quorate() {
 		return r.answer(false)
 	}
-	r.plan = Decide(r.view, r.floor, r.held)
+	r.plan = Decide(r.view, r.floor, r.trimmed, r.held)
 	r.sum.Forward += r.plan.Result.Forward
 	r.sum.Back += r.plan.Result.Back
 	r.sum.Lost += r.plan.Result.Lost

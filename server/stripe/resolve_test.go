@@ -141,7 +141,7 @@ func TestSyncOfOneMember(t *testing.T) {
 			for _, n := range live {
 				held = append(held, n.held)
 			}
-			if p := Decide(v, tagOf(9), held); !p.Empty() {
+			if p := Decide(v, tagOf(9), tagOf(0), held); !p.Empty() {
 				t.Fatalf("member %d: still to do: %+v", back, p)
 			}
 		}

@@ -31,7 +31,7 @@ import (
 // and goes on with
 //
 //	PREPARE   80 tag 16 | W 32 | length 4 | nseg 2 | ncrc 2 | 136 segment 12 x nseg | CRC 4 x ncrc
-//	COMMIT    80 n 2 | reserved 6 | 88 entry 32 x n             (ABORT: the same)
+//	COMMIT    80 n 2 | reserved 6 | 88 entry 32 x n             (ABORT: the same; of a server with the slot's epoch)
 //	RETAG     80 old tag 16 | new tag 16 | 112
 //	READ      80 tag 16 | off 4 | n 4 | want 1 | reserved 7 | 112
 //	RESOLVE   80 tag 16 | 96                                    (ORDER: the same)
@@ -50,7 +50,7 @@ import (
 //	COMMIT      n 2 | reserved 2 | 4 index 2 x n                entries whose version is not there (ABORT: the same)
 //	RESOLVE     newest complete tag 16 | forward 2 | back 2 | reserved 4 | 24
 //	ORDER       highest tag 16 | turn ms 4 | reserved 4 | 24
-//	QUERY       floor 16 | highest tag 16 | slot epoch 4 | count 4 | bytes 4 | reserved 4 | 48    payload: versions
+//	QUERY       floor 16 | highest tag 16 | slot epoch 4 | count 4 | bytes 4 | reserved 4 | trimmed tag 16 | 64   payload: versions
 //	LIST        next inode 8 | next stripe 4 | more 1 | reserved 3 | count 4 | bytes 4 | 24       payload: entries
 //	EXTENT      extent 8
 //	TARGET-STAT capacity 8 | used 8 | shards 8 | state 1 | reserved 7 | 32
@@ -75,7 +75,7 @@ const (
 	extentSize     = 96
 	readReplySize  = 88
 	resolveRepSize = 24
-	queryReplySize = 48
+	queryReplySize = 64
 	listReplySize  = 24
 	statReplySize  = 32
 
@@ -107,6 +107,9 @@ const (
 	FlagOverlays             // the complete overlays above the base that touch shard Want's range, merged
 	FlagVersion              // the Partial version of just this tag, whatever its state: its segments of shard Want
 )
+
+// FlagSync of RESOLVE also brings members up that are being synced.
+const FlagSync = 1
 
 // FlagRetagPartial says that RETAG means a Partial version.
 const FlagRetagPartial = FlagPartial
@@ -472,12 +475,14 @@ func DecodeRead(b []byte) (r Read, err error) {
 // Length reaches; beyond are zeros. Tag is the newest version in them, Base the
 // Full version below the overlays. A CRC covers what was read of each block.
 //
-// With FlagExact: the same of the Full version alone; BaseW says which
-// positions it has: the others are zeros.
+// With FlagExact: the same of the Full version alone.
 //
-// With FlagOverlays or FlagVersion: the segments and their payload, clipped to
-// the range, in the order to apply them. FlagOverlays: Base and BaseW are those
-// of the version to which they apply.
+// With FlagOverlays: segments, disjoint and clipped to the range, and their
+// payload. Base, BaseW (the positions it has: the others are zeros) and Length
+// (the parity's) are those of the version over which they lie.
+//
+// With FlagVersion: the overlay's segments and payload as they were put, all of
+// shard Want; BaseW is its own W.
 //
 // With StatusUnresolved, Unresolved is the highest tag of a version in the way that is not known complete.
 type ReadReply struct {
@@ -608,9 +613,11 @@ func DecodeVersion(b []byte) (v Version, rest []byte, err error) {
 }
 
 // QueryReply is what a member holds of a stripe: Count versions in Bytes of
-// payload, in the order of their tags; Floor is what it promised, Highest the highest tag it holds.
+// payload, in the order of their tags; Floor is what it promised, Highest the
+// highest tag it holds, Trimmed the tag below which a TRIM killed all versions.
 type QueryReply struct {
 	Floor, Highest rfs.Tag
+	Trimmed        rfs.Tag
 	Epoch          rfs.Epoch // of the slot
 	Count, Bytes   uint32
 }
@@ -618,7 +625,8 @@ type QueryReply struct {
 // AppendQueryReply encodes r.
 func AppendQueryReply(b []byte, r *QueryReply) []byte {
 	b = le.AppendUint32(appendTag(appendTag(b, r.Floor), r.Highest), uint32(r.Epoch))
-	return append(le.AppendUint32(le.AppendUint32(b, r.Count), r.Bytes), 0, 0, 0, 0)
+	b = append(le.AppendUint32(le.AppendUint32(b, r.Count), r.Bytes), 0, 0, 0, 0)
+	return appendTag(b, r.Trimmed)
 }
 
 // DecodeQueryReply decodes the reply of a QUERY.
@@ -628,6 +636,7 @@ func DecodeQueryReply(b []byte) (r QueryReply, err error) {
 	}
 	r.Floor, r.Highest = rfs.GetTag(b), rfs.GetTag(b[16:])
 	r.Epoch, r.Count, r.Bytes = rfs.Epoch(le.Uint32(b[32:])), le.Uint32(b[36:]), le.Uint32(b[40:])
+	r.Trimmed = rfs.GetTag(b[48:])
 	return r, nil
 }
 

@@ -53,7 +53,7 @@ func samples() map[string][]byte {
 		"resolve reply":   AppendResolveReply(nil, &ResolveReply{Newest: tag(8), Forward: 2, Back: 1}),
 		"order reply":     AppendOrderReply(nil, &OrderReply{Highest: tag(9), Millis: 1000}),
 		"version":         AppendVersion(nil, &v, sampleSegments),
-		"query reply":     AppendQueryReply(nil, &QueryReply{Floor: tag(1), Highest: tag(2), Epoch: 3, Count: 4, Bytes: 5}),
+		"query reply":     AppendQueryReply(nil, &QueryReply{Floor: tag(1), Highest: tag(2), Trimmed: tag(3), Epoch: 3, Count: 4, Bytes: 5}),
 		"list":            AppendList(nil, &List{Common: c, Max: 100}),
 		"list reply":      AppendListReply(nil, &ListReply{NextInode: 1, NextStripe: 2, More: true, Count: 3, Bytes: 4}),
 		"listed":          AppendListed(nil, c.Key, 2),
