@@ -448,7 +448,7 @@ func (c *Client) fetchMap(ctx context.Context, min rfs.Epoch) (*placement.Map, e
 		}
 		chunk := rep.GetMap()
 		if chunk.GetOffset() == 0 {
-			body, of = body[:0], chunk.GetEpoch()
+			body, of = body[:0], chunk.GetSum()
 		}
 		body = append(body, chunk.GetData()...)
 		if uint64(len(body)) == chunk.GetSize() {

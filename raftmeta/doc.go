@@ -3,6 +3,3 @@
 //
 //	Client --OpMeta, OpEvents--> Replica (leader) --OpRaft--> Replica, Replica
 package raftmeta
-
-// initIndex is the Raft index that a new cluster begins at.
-const initIndex = 1

@@ -236,8 +236,7 @@ type Command struct {
 	//	*Command_RemoveNode
 	//	*Command_Purged
 	//	*Command_TrimSwept
-	//	*Command_Forget
-	//	*Command_AllotMember
+	//	*Command_Recovered
 	Op            isCommand_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -592,19 +591,10 @@ func (x *Command) GetTrimSwept() *TrimSwept {
 	return nil
 }
 
-func (x *Command) GetForget() *Forget {
+func (x *Command) GetRecovered() *Recovered {
 	if x != nil {
-		if x, ok := x.Op.(*Command_Forget); ok {
-			return x.Forget
-		}
-	}
-	return nil
-}
-
-func (x *Command) GetAllotMember() *AllotMember {
-	if x != nil {
-		if x, ok := x.Op.(*Command_AllotMember); ok {
-			return x.AllotMember
+		if x, ok := x.Op.(*Command_Recovered); ok {
+			return x.Recovered
 		}
 	}
 	return nil
@@ -734,12 +724,8 @@ type Command_TrimSwept struct {
 	TrimSwept *TrimSwept `protobuf:"bytes,65,opt,name=trim_swept,json=trimSwept,proto3,oneof"`
 }
 
-type Command_Forget struct {
-	Forget *Forget `protobuf:"bytes,66,opt,name=forget,proto3,oneof"`
-}
-
-type Command_AllotMember struct {
-	AllotMember *AllotMember `protobuf:"bytes,67,opt,name=allot_member,json=allotMember,proto3,oneof"`
+type Command_Recovered struct {
+	Recovered *Recovered `protobuf:"bytes,66,opt,name=recovered,proto3,oneof"`
 }
 
 func (*Command_OpenSession) isCommand_Op() {}
@@ -802,9 +788,7 @@ func (*Command_Purged) isCommand_Op() {}
 
 func (*Command_TrimSwept) isCommand_Op() {}
 
-func (*Command_Forget) isCommand_Op() {}
-
-func (*Command_AllotMember) isCommand_Op() {}
+func (*Command_Recovered) isCommand_Op() {}
 
 type OpenSession struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -853,6 +837,7 @@ func (x *OpenSession) GetName() string {
 type EndSession struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Sessions      []uint32               `protobuf:"varint,1,rep,packed,name=sessions,proto3" json:"sessions,omitempty"`
+	Expired       bool                   `protobuf:"varint,2,opt,name=expired,proto3" json:"expired,omitempty"` // the leases ended: sizes of files open for writing are to be recovered
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -892,6 +877,13 @@ func (x *EndSession) GetSessions() []uint32 {
 		return x.Sessions
 	}
 	return nil
+}
+
+func (x *EndSession) GetExpired() bool {
+	if x != nil {
+		return x.Expired
+	}
+	return false
 }
 
 type Create struct {
@@ -3093,28 +3085,29 @@ func (x *TrimSwept) GetTag() *Tag {
 	return nil
 }
 
-// Forget drops the results kept for askers without a session that were silent since before.
-type Forget struct {
+// Recovered gives the size of a file whose writer died, as the targets have it.
+type Recovered struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Before        int64                  `protobuf:"varint,1,opt,name=before,proto3" json:"before,omitempty"`
+	Inode         uint64                 `protobuf:"varint,1,opt,name=inode,proto3" json:"inode,omitempty"`
+	Size          int64                  `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *Forget) Reset() {
-	*x = Forget{}
+func (x *Recovered) Reset() {
+	*x = Recovered{}
 	mi := &file_raftmeta_metapb_meta_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *Forget) String() string {
+func (x *Recovered) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*Forget) ProtoMessage() {}
+func (*Recovered) ProtoMessage() {}
 
-func (x *Forget) ProtoReflect() protoreflect.Message {
+func (x *Recovered) ProtoReflect() protoreflect.Message {
 	mi := &file_raftmeta_metapb_meta_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -3126,60 +3119,23 @@ func (x *Forget) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use Forget.ProtoReflect.Descriptor instead.
-func (*Forget) Descriptor() ([]byte, []int) {
+// Deprecated: Use Recovered.ProtoReflect.Descriptor instead.
+func (*Recovered) Descriptor() ([]byte, []int) {
 	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{40}
 }
 
-func (x *Forget) GetBefore() int64 {
+func (x *Recovered) GetInode() uint64 {
 	if x != nil {
-		return x.Before
+		return x.Inode
 	}
 	return 0
 }
 
-type AllotMember struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Addr          *Addr                  `protobuf:"bytes,1,opt,name=addr,proto3" json:"addr,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *AllotMember) Reset() {
-	*x = AllotMember{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[41]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *AllotMember) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*AllotMember) ProtoMessage() {}
-
-func (x *AllotMember) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[41]
+func (x *Recovered) GetSize() int64 {
 	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
+		return x.Size
 	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use AllotMember.ProtoReflect.Descriptor instead.
-func (*AllotMember) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{41}
-}
-
-func (x *AllotMember) GetAddr() *Addr {
-	if x != nil {
-		return x.Addr
-	}
-	return nil
+	return 0
 }
 
 type Query struct {
@@ -3207,7 +3163,7 @@ type Query struct {
 
 func (x *Query) Reset() {
 	*x = Query{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[42]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3219,7 +3175,7 @@ func (x *Query) String() string {
 func (*Query) ProtoMessage() {}
 
 func (x *Query) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[42]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3232,7 +3188,7 @@ func (x *Query) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Query.ProtoReflect.Descriptor instead.
 func (*Query) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{42}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Query) GetSession() uint32 {
@@ -3458,7 +3414,7 @@ type Lookup struct {
 
 func (x *Lookup) Reset() {
 	*x = Lookup{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[43]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3470,7 +3426,7 @@ func (x *Lookup) String() string {
 func (*Lookup) ProtoMessage() {}
 
 func (x *Lookup) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[43]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3483,7 +3439,7 @@ func (x *Lookup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lookup.ProtoReflect.Descriptor instead.
 func (*Lookup) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{43}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Lookup) GetParent() uint64 {
@@ -3510,7 +3466,7 @@ type Getattr struct {
 
 func (x *Getattr) Reset() {
 	*x = Getattr{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[44]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3522,7 +3478,7 @@ func (x *Getattr) String() string {
 func (*Getattr) ProtoMessage() {}
 
 func (x *Getattr) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[44]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3535,7 +3491,7 @@ func (x *Getattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Getattr.ProtoReflect.Descriptor instead.
 func (*Getattr) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{44}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Getattr) GetInode() uint64 {
@@ -3565,7 +3521,7 @@ type Readdir struct {
 
 func (x *Readdir) Reset() {
 	*x = Readdir{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[45]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3577,7 +3533,7 @@ func (x *Readdir) String() string {
 func (*Readdir) ProtoMessage() {}
 
 func (x *Readdir) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[45]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3590,7 +3546,7 @@ func (x *Readdir) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Readdir.ProtoReflect.Descriptor instead.
 func (*Readdir) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{45}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Readdir) GetInode() uint64 {
@@ -3637,7 +3593,7 @@ type Readlink struct {
 
 func (x *Readlink) Reset() {
 	*x = Readlink{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[46]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3649,7 +3605,7 @@ func (x *Readlink) String() string {
 func (*Readlink) ProtoMessage() {}
 
 func (x *Readlink) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[46]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3662,7 +3618,7 @@ func (x *Readlink) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Readlink.ProtoReflect.Descriptor instead.
 func (*Readlink) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{46}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Readlink) GetInode() uint64 {
@@ -3682,7 +3638,7 @@ type Getxattr struct {
 
 func (x *Getxattr) Reset() {
 	*x = Getxattr{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[47]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3694,7 +3650,7 @@ func (x *Getxattr) String() string {
 func (*Getxattr) ProtoMessage() {}
 
 func (x *Getxattr) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[47]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3707,7 +3663,7 @@ func (x *Getxattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Getxattr.ProtoReflect.Descriptor instead.
 func (*Getxattr) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{47}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Getxattr) GetInode() uint64 {
@@ -3733,7 +3689,7 @@ type Listxattr struct {
 
 func (x *Listxattr) Reset() {
 	*x = Listxattr{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[48]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3745,7 +3701,7 @@ func (x *Listxattr) String() string {
 func (*Listxattr) ProtoMessage() {}
 
 func (x *Listxattr) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[48]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3758,7 +3714,7 @@ func (x *Listxattr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Listxattr.ProtoReflect.Descriptor instead.
 func (*Listxattr) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{48}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Listxattr) GetInode() uint64 {
@@ -3778,7 +3734,7 @@ type TestLock struct {
 
 func (x *TestLock) Reset() {
 	*x = TestLock{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[49]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3790,7 +3746,7 @@ func (x *TestLock) String() string {
 func (*TestLock) ProtoMessage() {}
 
 func (x *TestLock) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[49]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3803,7 +3759,7 @@ func (x *TestLock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestLock.ProtoReflect.Descriptor instead.
 func (*TestLock) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{49}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *TestLock) GetInode() uint64 {
@@ -3828,7 +3784,7 @@ type StatfsQuery struct {
 
 func (x *StatfsQuery) Reset() {
 	*x = StatfsQuery{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[50]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3840,7 +3796,7 @@ func (x *StatfsQuery) String() string {
 func (*StatfsQuery) ProtoMessage() {}
 
 func (x *StatfsQuery) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[50]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3853,14 +3809,14 @@ func (x *StatfsQuery) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatfsQuery.ProtoReflect.Descriptor instead.
 func (*StatfsQuery) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{50}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{49}
 }
 
 type GetMap struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Have          uint32                 `protobuf:"varint,1,opt,name=have,proto3" json:"have,omitempty"`     // epoch the asker has
 	Min           uint32                 `protobuf:"varint,2,opt,name=min,proto3" json:"min,omitempty"`       // wait until the epoch is at least this
-	Offset        uint64                 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"` // of the encoding of epoch `of`
+	Offset        uint64                 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"` // in the encoding whose sum is `of`
 	Of            uint32                 `protobuf:"varint,4,opt,name=of,proto3" json:"of,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3868,7 +3824,7 @@ type GetMap struct {
 
 func (x *GetMap) Reset() {
 	*x = GetMap{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[51]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3880,7 +3836,7 @@ func (x *GetMap) String() string {
 func (*GetMap) ProtoMessage() {}
 
 func (x *GetMap) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[51]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3893,7 +3849,7 @@ func (x *GetMap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetMap.ProtoReflect.Descriptor instead.
 func (*GetMap) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{51}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *GetMap) GetHave() uint32 {
@@ -3933,7 +3889,7 @@ type EventDone struct {
 
 func (x *EventDone) Reset() {
 	*x = EventDone{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[52]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3945,7 +3901,7 @@ func (x *EventDone) String() string {
 func (*EventDone) ProtoMessage() {}
 
 func (x *EventDone) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[52]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3958,7 +3914,7 @@ func (x *EventDone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventDone.ProtoReflect.Descriptor instead.
 func (*EventDone) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{52}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *EventDone) GetNumber() uint64 {
@@ -3977,7 +3933,7 @@ type Openers struct {
 
 func (x *Openers) Reset() {
 	*x = Openers{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[53]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3989,7 +3945,7 @@ func (x *Openers) String() string {
 func (*Openers) ProtoMessage() {}
 
 func (x *Openers) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[53]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4002,7 +3958,7 @@ func (x *Openers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Openers.ProtoReflect.Descriptor instead.
 func (*Openers) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{53}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Openers) GetInode() uint64 {
@@ -4024,7 +3980,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[54]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4036,7 +3992,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[54]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4049,7 +4005,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{54}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Heartbeat) GetNode() []byte {
@@ -4093,7 +4049,7 @@ type TargetReport struct {
 
 func (x *TargetReport) Reset() {
 	*x = TargetReport{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[55]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4105,7 +4061,7 @@ func (x *TargetReport) String() string {
 func (*TargetReport) ProtoMessage() {}
 
 func (x *TargetReport) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[55]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4118,7 +4074,7 @@ func (x *TargetReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TargetReport.ProtoReflect.Descriptor instead.
 func (*TargetReport) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{55}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *TargetReport) GetTarget() []byte {
@@ -4166,7 +4122,7 @@ type ReportTarget struct {
 
 func (x *ReportTarget) Reset() {
 	*x = ReportTarget{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[56]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4178,7 +4134,7 @@ func (x *ReportTarget) String() string {
 func (*ReportTarget) ProtoMessage() {}
 
 func (x *ReportTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[56]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4191,7 +4147,7 @@ func (x *ReportTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportTarget.ProtoReflect.Descriptor instead.
 func (*ReportTarget) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{56}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ReportTarget) GetTarget() []byte {
@@ -4243,7 +4199,7 @@ type Response struct {
 
 func (x *Response) Reset() {
 	*x = Response{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[57]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4255,7 +4211,7 @@ func (x *Response) String() string {
 func (*Response) ProtoMessage() {}
 
 func (x *Response) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[57]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4268,7 +4224,7 @@ func (x *Response) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Response.ProtoReflect.Descriptor instead.
 func (*Response) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{57}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Response) GetStatus() uint32 {
@@ -4484,7 +4440,7 @@ type Attr struct {
 
 func (x *Attr) Reset() {
 	*x = Attr{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[58]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4496,7 +4452,7 @@ func (x *Attr) String() string {
 func (*Attr) ProtoMessage() {}
 
 func (x *Attr) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[58]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4509,7 +4465,7 @@ func (x *Attr) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attr.ProtoReflect.Descriptor instead.
 func (*Attr) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{58}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Attr) GetInode() uint64 {
@@ -4638,7 +4594,7 @@ type Layout struct {
 
 func (x *Layout) Reset() {
 	*x = Layout{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[59]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4650,7 +4606,7 @@ func (x *Layout) String() string {
 func (*Layout) ProtoMessage() {}
 
 func (x *Layout) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[59]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4663,7 +4619,7 @@ func (x *Layout) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Layout.ProtoReflect.Descriptor instead.
 func (*Layout) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{59}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Layout) GetPool() uint32 {
@@ -4719,7 +4675,7 @@ type Trim struct {
 
 func (x *Trim) Reset() {
 	*x = Trim{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[60]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4731,7 +4687,7 @@ func (x *Trim) String() string {
 func (*Trim) ProtoMessage() {}
 
 func (x *Trim) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[60]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4744,7 +4700,7 @@ func (x *Trim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Trim.ProtoReflect.Descriptor instead.
 func (*Trim) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{60}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Trim) GetSize() int64 {
@@ -4779,7 +4735,7 @@ type OpenResult struct {
 
 func (x *OpenResult) Reset() {
 	*x = OpenResult{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[61]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4791,7 +4747,7 @@ func (x *OpenResult) String() string {
 func (*OpenResult) ProtoMessage() {}
 
 func (x *OpenResult) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[61]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4804,7 +4760,7 @@ func (x *OpenResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenResult.ProtoReflect.Descriptor instead.
 func (*OpenResult) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{61}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *OpenResult) GetCache() uint32 {
@@ -4841,7 +4797,7 @@ type DirEntry struct {
 
 func (x *DirEntry) Reset() {
 	*x = DirEntry{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[62]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4853,7 +4809,7 @@ func (x *DirEntry) String() string {
 func (*DirEntry) ProtoMessage() {}
 
 func (x *DirEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[62]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4866,7 +4822,7 @@ func (x *DirEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirEntry.ProtoReflect.Descriptor instead.
 func (*DirEntry) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{62}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *DirEntry) GetName() []byte {
@@ -4917,7 +4873,7 @@ type Opener struct {
 
 func (x *Opener) Reset() {
 	*x = Opener{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[63]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4929,7 +4885,7 @@ func (x *Opener) String() string {
 func (*Opener) ProtoMessage() {}
 
 func (x *Opener) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[63]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4942,7 +4898,7 @@ func (x *Opener) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Opener.ProtoReflect.Descriptor instead.
 func (*Opener) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{63}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Opener) GetSession() uint32 {
@@ -4993,7 +4949,7 @@ type Statfs struct {
 
 func (x *Statfs) Reset() {
 	*x = Statfs{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[64]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5005,7 +4961,7 @@ func (x *Statfs) String() string {
 func (*Statfs) ProtoMessage() {}
 
 func (x *Statfs) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[64]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5018,7 +4974,7 @@ func (x *Statfs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Statfs.ProtoReflect.Descriptor instead.
 func (*Statfs) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{64}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *Statfs) GetCapacity() int64 {
@@ -5062,13 +5018,14 @@ type MapChunk struct {
 	Size          uint64                 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
 	Offset        uint64                 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`
 	Data          []byte                 `protobuf:"bytes,4,opt,name=data,proto3" json:"data,omitempty"`
+	Sum           uint32                 `protobuf:"varint,5,opt,name=sum,proto3" json:"sum,omitempty"` // CRC32C of the whole encoding: the space of targets changes without the epoch
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MapChunk) Reset() {
 	*x = MapChunk{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[65]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5080,7 +5037,7 @@ func (x *MapChunk) String() string {
 func (*MapChunk) ProtoMessage() {}
 
 func (x *MapChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[65]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5093,7 +5050,7 @@ func (x *MapChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MapChunk.ProtoReflect.Descriptor instead.
 func (*MapChunk) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{65}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *MapChunk) GetEpoch() uint32 {
@@ -5124,6 +5081,13 @@ func (x *MapChunk) GetData() []byte {
 	return nil
 }
 
+func (x *MapChunk) GetSum() uint32 {
+	if x != nil {
+		return x.Sum
+	}
+	return 0
+}
+
 type HeartbeatReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	MapEpoch      uint32                 `protobuf:"varint,1,opt,name=map_epoch,json=mapEpoch,proto3" json:"map_epoch,omitempty"`
@@ -5137,7 +5101,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[66]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5149,7 +5113,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[66]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5162,7 +5126,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{66}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *HeartbeatReply) GetMapEpoch() uint32 {
@@ -5213,7 +5177,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[67]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5225,7 +5189,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[67]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5238,7 +5202,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{67}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *EventsRequest) GetCluster() []byte {
@@ -5290,7 +5254,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[68]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5302,7 +5266,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[68]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5315,7 +5279,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{68}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *Event) GetNumber() uint64 {
@@ -5377,7 +5341,7 @@ type Recall struct {
 
 func (x *Recall) Reset() {
 	*x = Recall{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[69]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5389,7 +5353,7 @@ func (x *Recall) String() string {
 func (*Recall) ProtoMessage() {}
 
 func (x *Recall) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[69]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5402,7 +5366,7 @@ func (x *Recall) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Recall.ProtoReflect.Descriptor instead.
 func (*Recall) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{69}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *Recall) GetInode() uint64 {
@@ -5435,7 +5399,7 @@ type SizeWanted struct {
 
 func (x *SizeWanted) Reset() {
 	*x = SizeWanted{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[70]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5447,7 +5411,7 @@ func (x *SizeWanted) String() string {
 func (*SizeWanted) ProtoMessage() {}
 
 func (x *SizeWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[70]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5460,7 +5424,7 @@ func (x *SizeWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SizeWanted.ProtoReflect.Descriptor instead.
 func (*SizeWanted) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{70}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *SizeWanted) GetInode() uint64 {
@@ -5483,7 +5447,7 @@ type RaftBatch struct {
 
 func (x *RaftBatch) Reset() {
 	*x = RaftBatch{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[71]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5495,7 +5459,7 @@ func (x *RaftBatch) String() string {
 func (*RaftBatch) ProtoMessage() {}
 
 func (x *RaftBatch) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[71]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5508,7 +5472,7 @@ func (x *RaftBatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RaftBatch.ProtoReflect.Descriptor instead.
 func (*RaftBatch) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{71}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *RaftBatch) GetCluster() []byte {
@@ -5563,7 +5527,7 @@ type SnapshotChunk struct {
 
 func (x *SnapshotChunk) Reset() {
 	*x = SnapshotChunk{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[72]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5575,7 +5539,7 @@ func (x *SnapshotChunk) String() string {
 func (*SnapshotChunk) ProtoMessage() {}
 
 func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[72]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5588,7 +5552,7 @@ func (x *SnapshotChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotChunk.ProtoReflect.Descriptor instead.
 func (*SnapshotChunk) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{72}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *SnapshotChunk) GetCluster() []byte {
@@ -5671,7 +5635,7 @@ type AdminRequest struct {
 
 func (x *AdminRequest) Reset() {
 	*x = AdminRequest{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[73]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5683,7 +5647,7 @@ func (x *AdminRequest) String() string {
 func (*AdminRequest) ProtoMessage() {}
 
 func (x *AdminRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[73]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5696,7 +5660,7 @@ func (x *AdminRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminRequest.ProtoReflect.Descriptor instead.
 func (*AdminRequest) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{73}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *AdminRequest) GetCluster() []byte {
@@ -5801,7 +5765,7 @@ type Status struct {
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[74]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5813,7 +5777,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[74]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5826,7 +5790,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{74}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *Status) GetLeader() bool {
@@ -5848,7 +5812,7 @@ type Init struct {
 
 func (x *Init) Reset() {
 	*x = Init{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[75]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5860,7 +5824,7 @@ func (x *Init) String() string {
 func (*Init) ProtoMessage() {}
 
 func (x *Init) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[75]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5873,7 +5837,7 @@ func (x *Init) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Init.ProtoReflect.Descriptor instead.
 func (*Init) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{75}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *Init) GetCluster() []byte {
@@ -5913,7 +5877,7 @@ type AddMember struct {
 
 func (x *AddMember) Reset() {
 	*x = AddMember{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[76]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5925,7 +5889,7 @@ func (x *AddMember) String() string {
 func (*AddMember) ProtoMessage() {}
 
 func (x *AddMember) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[76]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5938,7 +5902,7 @@ func (x *AddMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddMember.ProtoReflect.Descriptor instead.
 func (*AddMember) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{76}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *AddMember) GetAddr() *Addr {
@@ -5957,7 +5921,7 @@ type RemoveMember struct {
 
 func (x *RemoveMember) Reset() {
 	*x = RemoveMember{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[77]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5969,7 +5933,7 @@ func (x *RemoveMember) String() string {
 func (*RemoveMember) ProtoMessage() {}
 
 func (x *RemoveMember) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[77]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5982,7 +5946,7 @@ func (x *RemoveMember) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveMember.ProtoReflect.Descriptor instead.
 func (*RemoveMember) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{77}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *RemoveMember) GetId() uint64 {
@@ -6001,7 +5965,7 @@ type Transfer struct {
 
 func (x *Transfer) Reset() {
 	*x = Transfer{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[78]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6013,7 +5977,7 @@ func (x *Transfer) String() string {
 func (*Transfer) ProtoMessage() {}
 
 func (x *Transfer) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[78]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6026,7 +5990,7 @@ func (x *Transfer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Transfer.ProtoReflect.Descriptor instead.
 func (*Transfer) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{78}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *Transfer) GetId() uint64 {
@@ -6047,7 +6011,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[79]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6059,7 +6023,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[79]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6072,7 +6036,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{79}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *Member) GetId() uint64 {
@@ -6120,7 +6084,7 @@ type ReplicaStatus struct {
 
 func (x *ReplicaStatus) Reset() {
 	*x = ReplicaStatus{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[80]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6132,7 +6096,7 @@ func (x *ReplicaStatus) String() string {
 func (*ReplicaStatus) ProtoMessage() {}
 
 func (x *ReplicaStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[80]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6145,7 +6109,7 @@ func (x *ReplicaStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplicaStatus.ProtoReflect.Descriptor instead.
 func (*ReplicaStatus) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{80}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ReplicaStatus) GetCluster() []byte {
@@ -6272,7 +6236,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[81]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6284,7 +6248,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_raftmeta_metapb_meta_proto_msgTypes[81]
+	mi := &file_raftmeta_metapb_meta_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6297,7 +6261,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{81}
+	return file_raftmeta_metapb_meta_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *Progress) GetId() uint64 {
@@ -6343,7 +6307,7 @@ const file_raftmeta_metapb_meta_proto_rawDesc = "" +
 	"\bLockWait\x12\x18\n" +
 	"\asession\x18\x01 \x01(\rR\asession\x12\x14\n" +
 	"\x05nonce\x18\x02 \x01(\x04R\x05nonce\x12\x19\n" +
-	"\bwait_seq\x18\x03 \x01(\x04R\awaitSeq\"\xcc\x0e\n" +
+	"\bwait_seq\x18\x03 \x01(\x04R\awaitSeq\"\x97\x0e\n" +
 	"\aCommand\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\x04R\x05nonce\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x10\n" +
@@ -6387,15 +6351,15 @@ const file_raftmeta_metapb_meta_proto_rawDesc = "" +
 	"removeNode\x12,\n" +
 	"\x06purged\x18@ \x01(\v2\x12.rfs.metapb.PurgedH\x00R\x06purged\x126\n" +
 	"\n" +
-	"trim_swept\x18A \x01(\v2\x15.rfs.metapb.TrimSweptH\x00R\ttrimSwept\x12,\n" +
-	"\x06forget\x18B \x01(\v2\x12.rfs.metapb.ForgetH\x00R\x06forget\x12<\n" +
-	"\fallot_member\x18C \x01(\v2\x17.rfs.metapb.AllotMemberH\x00R\vallotMemberB\x04\n" +
+	"trim_swept\x18A \x01(\v2\x15.rfs.metapb.TrimSweptH\x00R\ttrimSwept\x125\n" +
+	"\trecovered\x18B \x01(\v2\x15.rfs.metapb.RecoveredH\x00R\trecoveredB\x04\n" +
 	"\x02op\"!\n" +
 	"\vOpenSession\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"(\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"B\n" +
 	"\n" +
 	"EndSession\x12\x1a\n" +
-	"\bsessions\x18\x01 \x03(\rR\bsessions\"\x94\x01\n" +
+	"\bsessions\x18\x01 \x03(\rR\bsessions\x12\x18\n" +
+	"\aexpired\x18\x02 \x01(\bR\aexpired\"\x94\x01\n" +
 	"\x06Create\x12\x16\n" +
 	"\x06parent\x18\x01 \x01(\x04R\x06parent\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\fR\x04name\x12\x12\n" +
@@ -6559,11 +6523,10 @@ const file_raftmeta_metapb_meta_proto_rawDesc = "" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\"D\n" +
 	"\tTrimSwept\x12\x14\n" +
 	"\x05inode\x18\x01 \x01(\x04R\x05inode\x12!\n" +
-	"\x03tag\x18\x02 \x01(\v2\x0f.rfs.metapb.TagR\x03tag\" \n" +
-	"\x06Forget\x12\x16\n" +
-	"\x06before\x18\x01 \x01(\x03R\x06before\"3\n" +
-	"\vAllotMember\x12$\n" +
-	"\x04addr\x18\x01 \x01(\v2\x10.rfs.metapb.AddrR\x04addr\"\xce\x05\n" +
+	"\x03tag\x18\x02 \x01(\v2\x0f.rfs.metapb.TagR\x03tag\"5\n" +
+	"\tRecovered\x12\x14\n" +
+	"\x05inode\x18\x01 \x01(\x04R\x05inode\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size\"\xce\x05\n" +
 	"\x05Query\x12\x18\n" +
 	"\asession\x18\x01 \x01(\rR\asession\x12,\n" +
 	"\x06lookup\x18\x10 \x01(\v2\x12.rfs.metapb.LookupH\x00R\x06lookup\x12/\n" +
@@ -6709,12 +6672,13 @@ const file_raftmeta_metapb_meta_proto_rawDesc = "" +
 	"\x04used\x18\x02 \x01(\x03R\x04used\x12\x16\n" +
 	"\x06inodes\x18\x03 \x01(\x04R\x06inodes\x12\x16\n" +
 	"\x06usable\x18\x04 \x01(\x03R\x06usable\x12\x12\n" +
-	"\x04free\x18\x05 \x01(\x03R\x04free\"`\n" +
+	"\x04free\x18\x05 \x01(\x03R\x04free\"r\n" +
 	"\bMapChunk\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\rR\x05epoch\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x04R\x04size\x12\x16\n" +
 	"\x06offset\x18\x03 \x01(\x04R\x06offset\x12\x12\n" +
-	"\x04data\x18\x04 \x01(\fR\x04data\"\x90\x01\n" +
+	"\x04data\x18\x04 \x01(\fR\x04data\x12\x10\n" +
+	"\x03sum\x18\x05 \x01(\rR\x03sum\"\x90\x01\n" +
 	"\x0eHeartbeatReply\x12\x1b\n" +
 	"\tmap_epoch\x18\x01 \x01(\rR\bmapEpoch\x12!\n" +
 	"\fended_cursor\x18\x02 \x01(\rR\vendedCursor\x12\x14\n" +
@@ -6819,7 +6783,7 @@ func file_raftmeta_metapb_meta_proto_rawDescGZIP() []byte {
 	return file_raftmeta_metapb_meta_proto_rawDescData
 }
 
-var file_raftmeta_metapb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 82)
+var file_raftmeta_metapb_meta_proto_msgTypes = make([]protoimpl.MessageInfo, 81)
 var file_raftmeta_metapb_meta_proto_goTypes = []any{
 	(*Request)(nil),        // 0: rfs.metapb.Request
 	(*LockWait)(nil),       // 1: rfs.metapb.LockWait
@@ -6861,52 +6825,51 @@ var file_raftmeta_metapb_meta_proto_goTypes = []any{
 	(*Purged)(nil),         // 37: rfs.metapb.Purged
 	(*Cursor)(nil),         // 38: rfs.metapb.Cursor
 	(*TrimSwept)(nil),      // 39: rfs.metapb.TrimSwept
-	(*Forget)(nil),         // 40: rfs.metapb.Forget
-	(*AllotMember)(nil),    // 41: rfs.metapb.AllotMember
-	(*Query)(nil),          // 42: rfs.metapb.Query
-	(*Lookup)(nil),         // 43: rfs.metapb.Lookup
-	(*Getattr)(nil),        // 44: rfs.metapb.Getattr
-	(*Readdir)(nil),        // 45: rfs.metapb.Readdir
-	(*Readlink)(nil),       // 46: rfs.metapb.Readlink
-	(*Getxattr)(nil),       // 47: rfs.metapb.Getxattr
-	(*Listxattr)(nil),      // 48: rfs.metapb.Listxattr
-	(*TestLock)(nil),       // 49: rfs.metapb.TestLock
-	(*StatfsQuery)(nil),    // 50: rfs.metapb.StatfsQuery
-	(*GetMap)(nil),         // 51: rfs.metapb.GetMap
-	(*EventDone)(nil),      // 52: rfs.metapb.EventDone
-	(*Openers)(nil),        // 53: rfs.metapb.Openers
-	(*Heartbeat)(nil),      // 54: rfs.metapb.Heartbeat
-	(*TargetReport)(nil),   // 55: rfs.metapb.TargetReport
-	(*ReportTarget)(nil),   // 56: rfs.metapb.ReportTarget
-	(*Response)(nil),       // 57: rfs.metapb.Response
-	(*Attr)(nil),           // 58: rfs.metapb.Attr
-	(*Layout)(nil),         // 59: rfs.metapb.Layout
-	(*Trim)(nil),           // 60: rfs.metapb.Trim
-	(*OpenResult)(nil),     // 61: rfs.metapb.OpenResult
-	(*DirEntry)(nil),       // 62: rfs.metapb.DirEntry
-	(*Opener)(nil),         // 63: rfs.metapb.Opener
-	(*Statfs)(nil),         // 64: rfs.metapb.Statfs
-	(*MapChunk)(nil),       // 65: rfs.metapb.MapChunk
-	(*HeartbeatReply)(nil), // 66: rfs.metapb.HeartbeatReply
-	(*EventsRequest)(nil),  // 67: rfs.metapb.EventsRequest
-	(*Event)(nil),          // 68: rfs.metapb.Event
-	(*Recall)(nil),         // 69: rfs.metapb.Recall
-	(*SizeWanted)(nil),     // 70: rfs.metapb.SizeWanted
-	(*RaftBatch)(nil),      // 71: rfs.metapb.RaftBatch
-	(*SnapshotChunk)(nil),  // 72: rfs.metapb.SnapshotChunk
-	(*AdminRequest)(nil),   // 73: rfs.metapb.AdminRequest
-	(*Status)(nil),         // 74: rfs.metapb.Status
-	(*Init)(nil),           // 75: rfs.metapb.Init
-	(*AddMember)(nil),      // 76: rfs.metapb.AddMember
-	(*RemoveMember)(nil),   // 77: rfs.metapb.RemoveMember
-	(*Transfer)(nil),       // 78: rfs.metapb.Transfer
-	(*Member)(nil),         // 79: rfs.metapb.Member
-	(*ReplicaStatus)(nil),  // 80: rfs.metapb.ReplicaStatus
-	(*Progress)(nil),       // 81: rfs.metapb.Progress
+	(*Recovered)(nil),      // 40: rfs.metapb.Recovered
+	(*Query)(nil),          // 41: rfs.metapb.Query
+	(*Lookup)(nil),         // 42: rfs.metapb.Lookup
+	(*Getattr)(nil),        // 43: rfs.metapb.Getattr
+	(*Readdir)(nil),        // 44: rfs.metapb.Readdir
+	(*Readlink)(nil),       // 45: rfs.metapb.Readlink
+	(*Getxattr)(nil),       // 46: rfs.metapb.Getxattr
+	(*Listxattr)(nil),      // 47: rfs.metapb.Listxattr
+	(*TestLock)(nil),       // 48: rfs.metapb.TestLock
+	(*StatfsQuery)(nil),    // 49: rfs.metapb.StatfsQuery
+	(*GetMap)(nil),         // 50: rfs.metapb.GetMap
+	(*EventDone)(nil),      // 51: rfs.metapb.EventDone
+	(*Openers)(nil),        // 52: rfs.metapb.Openers
+	(*Heartbeat)(nil),      // 53: rfs.metapb.Heartbeat
+	(*TargetReport)(nil),   // 54: rfs.metapb.TargetReport
+	(*ReportTarget)(nil),   // 55: rfs.metapb.ReportTarget
+	(*Response)(nil),       // 56: rfs.metapb.Response
+	(*Attr)(nil),           // 57: rfs.metapb.Attr
+	(*Layout)(nil),         // 58: rfs.metapb.Layout
+	(*Trim)(nil),           // 59: rfs.metapb.Trim
+	(*OpenResult)(nil),     // 60: rfs.metapb.OpenResult
+	(*DirEntry)(nil),       // 61: rfs.metapb.DirEntry
+	(*Opener)(nil),         // 62: rfs.metapb.Opener
+	(*Statfs)(nil),         // 63: rfs.metapb.Statfs
+	(*MapChunk)(nil),       // 64: rfs.metapb.MapChunk
+	(*HeartbeatReply)(nil), // 65: rfs.metapb.HeartbeatReply
+	(*EventsRequest)(nil),  // 66: rfs.metapb.EventsRequest
+	(*Event)(nil),          // 67: rfs.metapb.Event
+	(*Recall)(nil),         // 68: rfs.metapb.Recall
+	(*SizeWanted)(nil),     // 69: rfs.metapb.SizeWanted
+	(*RaftBatch)(nil),      // 70: rfs.metapb.RaftBatch
+	(*SnapshotChunk)(nil),  // 71: rfs.metapb.SnapshotChunk
+	(*AdminRequest)(nil),   // 72: rfs.metapb.AdminRequest
+	(*Status)(nil),         // 73: rfs.metapb.Status
+	(*Init)(nil),           // 74: rfs.metapb.Init
+	(*AddMember)(nil),      // 75: rfs.metapb.AddMember
+	(*RemoveMember)(nil),   // 76: rfs.metapb.RemoveMember
+	(*Transfer)(nil),       // 77: rfs.metapb.Transfer
+	(*Member)(nil),         // 78: rfs.metapb.Member
+	(*ReplicaStatus)(nil),  // 79: rfs.metapb.ReplicaStatus
+	(*Progress)(nil),       // 80: rfs.metapb.Progress
 }
 var file_raftmeta_metapb_meta_proto_depIdxs = []int32{
 	2,  // 0: rfs.metapb.Request.command:type_name -> rfs.metapb.Command
-	42, // 1: rfs.metapb.Request.query:type_name -> rfs.metapb.Query
+	41, // 1: rfs.metapb.Request.query:type_name -> rfs.metapb.Query
 	1,  // 2: rfs.metapb.Request.wait:type_name -> rfs.metapb.LockWait
 	3,  // 3: rfs.metapb.Command.open_session:type_name -> rfs.metapb.OpenSession
 	4,  // 4: rfs.metapb.Command.end_session:type_name -> rfs.metapb.EndSession
@@ -6938,67 +6901,65 @@ var file_raftmeta_metapb_meta_proto_depIdxs = []int32{
 	36, // 30: rfs.metapb.Command.remove_node:type_name -> rfs.metapb.RemoveNode
 	37, // 31: rfs.metapb.Command.purged:type_name -> rfs.metapb.Purged
 	39, // 32: rfs.metapb.Command.trim_swept:type_name -> rfs.metapb.TrimSwept
-	40, // 33: rfs.metapb.Command.forget:type_name -> rfs.metapb.Forget
-	41, // 34: rfs.metapb.Command.allot_member:type_name -> rfs.metapb.AllotMember
-	24, // 35: rfs.metapb.Setattr.tag:type_name -> rfs.metapb.Tag
-	13, // 36: rfs.metapb.Close.files:type_name -> rfs.metapb.CloseOne
-	24, // 37: rfs.metapb.TrimDone.tag:type_name -> rfs.metapb.Tag
-	23, // 38: rfs.metapb.Lock.spec:type_name -> rfs.metapb.LockSpec
-	25, // 39: rfs.metapb.RegisterNode.addr:type_name -> rfs.metapb.Addr
-	30, // 40: rfs.metapb.TargetSpace.spaces:type_name -> rfs.metapb.Space
-	32, // 41: rfs.metapb.SlotSynced.slots:type_name -> rfs.metapb.SlotEpoch
-	38, // 42: rfs.metapb.Purged.cursors:type_name -> rfs.metapb.Cursor
-	24, // 43: rfs.metapb.TrimSwept.tag:type_name -> rfs.metapb.Tag
-	25, // 44: rfs.metapb.AllotMember.addr:type_name -> rfs.metapb.Addr
-	43, // 45: rfs.metapb.Query.lookup:type_name -> rfs.metapb.Lookup
-	44, // 46: rfs.metapb.Query.getattr:type_name -> rfs.metapb.Getattr
-	45, // 47: rfs.metapb.Query.readdir:type_name -> rfs.metapb.Readdir
-	46, // 48: rfs.metapb.Query.readlink:type_name -> rfs.metapb.Readlink
-	47, // 49: rfs.metapb.Query.getxattr:type_name -> rfs.metapb.Getxattr
-	48, // 50: rfs.metapb.Query.listxattr:type_name -> rfs.metapb.Listxattr
-	49, // 51: rfs.metapb.Query.test_lock:type_name -> rfs.metapb.TestLock
-	50, // 52: rfs.metapb.Query.statfs:type_name -> rfs.metapb.StatfsQuery
-	51, // 53: rfs.metapb.Query.get_map:type_name -> rfs.metapb.GetMap
-	52, // 54: rfs.metapb.Query.event_done:type_name -> rfs.metapb.EventDone
-	54, // 55: rfs.metapb.Query.heartbeat:type_name -> rfs.metapb.Heartbeat
-	56, // 56: rfs.metapb.Query.report_target:type_name -> rfs.metapb.ReportTarget
-	53, // 57: rfs.metapb.Query.openers:type_name -> rfs.metapb.Openers
-	23, // 58: rfs.metapb.TestLock.spec:type_name -> rfs.metapb.LockSpec
-	55, // 59: rfs.metapb.Heartbeat.targets:type_name -> rfs.metapb.TargetReport
-	58, // 60: rfs.metapb.Response.attr:type_name -> rfs.metapb.Attr
-	61, // 61: rfs.metapb.Response.open:type_name -> rfs.metapb.OpenResult
-	62, // 62: rfs.metapb.Response.entries:type_name -> rfs.metapb.DirEntry
-	23, // 63: rfs.metapb.Response.lock:type_name -> rfs.metapb.LockSpec
-	64, // 64: rfs.metapb.Response.statfs:type_name -> rfs.metapb.Statfs
-	65, // 65: rfs.metapb.Response.map:type_name -> rfs.metapb.MapChunk
-	66, // 66: rfs.metapb.Response.heartbeat:type_name -> rfs.metapb.HeartbeatReply
-	25, // 67: rfs.metapb.Response.leader_addr:type_name -> rfs.metapb.Addr
-	63, // 68: rfs.metapb.Response.openers:type_name -> rfs.metapb.Opener
-	68, // 69: rfs.metapb.Response.events:type_name -> rfs.metapb.Event
-	80, // 70: rfs.metapb.Response.replica:type_name -> rfs.metapb.ReplicaStatus
-	59, // 71: rfs.metapb.Attr.layout:type_name -> rfs.metapb.Layout
-	60, // 72: rfs.metapb.Attr.trims:type_name -> rfs.metapb.Trim
-	24, // 73: rfs.metapb.Trim.tag:type_name -> rfs.metapb.Tag
-	58, // 74: rfs.metapb.DirEntry.attr:type_name -> rfs.metapb.Attr
-	69, // 75: rfs.metapb.Event.recall:type_name -> rfs.metapb.Recall
-	70, // 76: rfs.metapb.Event.size_wanted:type_name -> rfs.metapb.SizeWanted
-	25, // 77: rfs.metapb.RaftBatch.from_addr:type_name -> rfs.metapb.Addr
-	25, // 78: rfs.metapb.SnapshotChunk.from_addr:type_name -> rfs.metapb.Addr
-	74, // 79: rfs.metapb.AdminRequest.status:type_name -> rfs.metapb.Status
-	75, // 80: rfs.metapb.AdminRequest.init:type_name -> rfs.metapb.Init
-	76, // 81: rfs.metapb.AdminRequest.add_member:type_name -> rfs.metapb.AddMember
-	77, // 82: rfs.metapb.AdminRequest.remove_member:type_name -> rfs.metapb.RemoveMember
-	78, // 83: rfs.metapb.AdminRequest.transfer:type_name -> rfs.metapb.Transfer
-	79, // 84: rfs.metapb.Init.members:type_name -> rfs.metapb.Member
-	25, // 85: rfs.metapb.AddMember.addr:type_name -> rfs.metapb.Addr
-	25, // 86: rfs.metapb.Member.addr:type_name -> rfs.metapb.Addr
-	79, // 87: rfs.metapb.ReplicaStatus.members:type_name -> rfs.metapb.Member
-	81, // 88: rfs.metapb.ReplicaStatus.progress:type_name -> rfs.metapb.Progress
-	89, // [89:89] is the sub-list for method output_type
-	89, // [89:89] is the sub-list for method input_type
-	89, // [89:89] is the sub-list for extension type_name
-	89, // [89:89] is the sub-list for extension extendee
-	0,  // [0:89] is the sub-list for field type_name
+	40, // 33: rfs.metapb.Command.recovered:type_name -> rfs.metapb.Recovered
+	24, // 34: rfs.metapb.Setattr.tag:type_name -> rfs.metapb.Tag
+	13, // 35: rfs.metapb.Close.files:type_name -> rfs.metapb.CloseOne
+	24, // 36: rfs.metapb.TrimDone.tag:type_name -> rfs.metapb.Tag
+	23, // 37: rfs.metapb.Lock.spec:type_name -> rfs.metapb.LockSpec
+	25, // 38: rfs.metapb.RegisterNode.addr:type_name -> rfs.metapb.Addr
+	30, // 39: rfs.metapb.TargetSpace.spaces:type_name -> rfs.metapb.Space
+	32, // 40: rfs.metapb.SlotSynced.slots:type_name -> rfs.metapb.SlotEpoch
+	38, // 41: rfs.metapb.Purged.cursors:type_name -> rfs.metapb.Cursor
+	24, // 42: rfs.metapb.TrimSwept.tag:type_name -> rfs.metapb.Tag
+	42, // 43: rfs.metapb.Query.lookup:type_name -> rfs.metapb.Lookup
+	43, // 44: rfs.metapb.Query.getattr:type_name -> rfs.metapb.Getattr
+	44, // 45: rfs.metapb.Query.readdir:type_name -> rfs.metapb.Readdir
+	45, // 46: rfs.metapb.Query.readlink:type_name -> rfs.metapb.Readlink
+	46, // 47: rfs.metapb.Query.getxattr:type_name -> rfs.metapb.Getxattr
+	47, // 48: rfs.metapb.Query.listxattr:type_name -> rfs.metapb.Listxattr
+	48, // 49: rfs.metapb.Query.test_lock:type_name -> rfs.metapb.TestLock
+	49, // 50: rfs.metapb.Query.statfs:type_name -> rfs.metapb.StatfsQuery
+	50, // 51: rfs.metapb.Query.get_map:type_name -> rfs.metapb.GetMap
+	51, // 52: rfs.metapb.Query.event_done:type_name -> rfs.metapb.EventDone
+	53, // 53: rfs.metapb.Query.heartbeat:type_name -> rfs.metapb.Heartbeat
+	55, // 54: rfs.metapb.Query.report_target:type_name -> rfs.metapb.ReportTarget
+	52, // 55: rfs.metapb.Query.openers:type_name -> rfs.metapb.Openers
+	23, // 56: rfs.metapb.TestLock.spec:type_name -> rfs.metapb.LockSpec
+	54, // 57: rfs.metapb.Heartbeat.targets:type_name -> rfs.metapb.TargetReport
+	57, // 58: rfs.metapb.Response.attr:type_name -> rfs.metapb.Attr
+	60, // 59: rfs.metapb.Response.open:type_name -> rfs.metapb.OpenResult
+	61, // 60: rfs.metapb.Response.entries:type_name -> rfs.metapb.DirEntry
+	23, // 61: rfs.metapb.Response.lock:type_name -> rfs.metapb.LockSpec
+	63, // 62: rfs.metapb.Response.statfs:type_name -> rfs.metapb.Statfs
+	64, // 63: rfs.metapb.Response.map:type_name -> rfs.metapb.MapChunk
+	65, // 64: rfs.metapb.Response.heartbeat:type_name -> rfs.metapb.HeartbeatReply
+	25, // 65: rfs.metapb.Response.leader_addr:type_name -> rfs.metapb.Addr
+	62, // 66: rfs.metapb.Response.openers:type_name -> rfs.metapb.Opener
+	67, // 67: rfs.metapb.Response.events:type_name -> rfs.metapb.Event
+	79, // 68: rfs.metapb.Response.replica:type_name -> rfs.metapb.ReplicaStatus
+	58, // 69: rfs.metapb.Attr.layout:type_name -> rfs.metapb.Layout
+	59, // 70: rfs.metapb.Attr.trims:type_name -> rfs.metapb.Trim
+	24, // 71: rfs.metapb.Trim.tag:type_name -> rfs.metapb.Tag
+	57, // 72: rfs.metapb.DirEntry.attr:type_name -> rfs.metapb.Attr
+	68, // 73: rfs.metapb.Event.recall:type_name -> rfs.metapb.Recall
+	69, // 74: rfs.metapb.Event.size_wanted:type_name -> rfs.metapb.SizeWanted
+	25, // 75: rfs.metapb.RaftBatch.from_addr:type_name -> rfs.metapb.Addr
+	25, // 76: rfs.metapb.SnapshotChunk.from_addr:type_name -> rfs.metapb.Addr
+	73, // 77: rfs.metapb.AdminRequest.status:type_name -> rfs.metapb.Status
+	74, // 78: rfs.metapb.AdminRequest.init:type_name -> rfs.metapb.Init
+	75, // 79: rfs.metapb.AdminRequest.add_member:type_name -> rfs.metapb.AddMember
+	76, // 80: rfs.metapb.AdminRequest.remove_member:type_name -> rfs.metapb.RemoveMember
+	77, // 81: rfs.metapb.AdminRequest.transfer:type_name -> rfs.metapb.Transfer
+	78, // 82: rfs.metapb.Init.members:type_name -> rfs.metapb.Member
+	25, // 83: rfs.metapb.AddMember.addr:type_name -> rfs.metapb.Addr
+	25, // 84: rfs.metapb.Member.addr:type_name -> rfs.metapb.Addr
+	78, // 85: rfs.metapb.ReplicaStatus.members:type_name -> rfs.metapb.Member
+	80, // 86: rfs.metapb.ReplicaStatus.progress:type_name -> rfs.metapb.Progress
+	87, // [87:87] is the sub-list for method output_type
+	87, // [87:87] is the sub-list for method input_type
+	87, // [87:87] is the sub-list for extension type_name
+	87, // [87:87] is the sub-list for extension extendee
+	0,  // [0:87] is the sub-list for field type_name
 }
 
 func init() { file_raftmeta_metapb_meta_proto_init() }
@@ -7042,11 +7003,10 @@ func file_raftmeta_metapb_meta_proto_init() {
 		(*Command_RemoveNode)(nil),
 		(*Command_Purged)(nil),
 		(*Command_TrimSwept)(nil),
-		(*Command_Forget)(nil),
-		(*Command_AllotMember)(nil),
+		(*Command_Recovered)(nil),
 	}
 	file_raftmeta_metapb_meta_proto_msgTypes[10].OneofWrappers = []any{}
-	file_raftmeta_metapb_meta_proto_msgTypes[42].OneofWrappers = []any{
+	file_raftmeta_metapb_meta_proto_msgTypes[41].OneofWrappers = []any{
 		(*Query_Lookup)(nil),
 		(*Query_Getattr)(nil),
 		(*Query_Readdir)(nil),
@@ -7061,11 +7021,11 @@ func file_raftmeta_metapb_meta_proto_init() {
 		(*Query_ReportTarget)(nil),
 		(*Query_Openers)(nil),
 	}
-	file_raftmeta_metapb_meta_proto_msgTypes[68].OneofWrappers = []any{
+	file_raftmeta_metapb_meta_proto_msgTypes[67].OneofWrappers = []any{
 		(*Event_Recall)(nil),
 		(*Event_SizeWanted)(nil),
 	}
-	file_raftmeta_metapb_meta_proto_msgTypes[73].OneofWrappers = []any{
+	file_raftmeta_metapb_meta_proto_msgTypes[72].OneofWrappers = []any{
 		(*AdminRequest_Status)(nil),
 		(*AdminRequest_Init)(nil),
 		(*AdminRequest_AddMember)(nil),
@@ -7078,7 +7038,7 @@ func file_raftmeta_metapb_meta_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_raftmeta_metapb_meta_proto_rawDesc), len(file_raftmeta_metapb_meta_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   82,
+			NumMessages:   81,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
