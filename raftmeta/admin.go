@@ -198,7 +198,8 @@ func (c *Client) replicaStatus(ctx context.Context, p *peer) (ReplicaStatus, err
 }
 
 // ClusterInit makes a cluster of the replicas at c's addresses, which must all
-// be running and belong to none, and returns its id: Config.Cluster if set. If it fails half-way it may
+// be running and belong to none, and returns its id: Config.Cluster, or else a
+// new one. If it fails half-way it may
 // be run again with the same addresses: replicas that were done keep their part.
 func (c *Client) ClusterInit(ctx context.Context) (rfs.UUID, error) {
 	id, members, now, err := c.initialMembers(ctx)
@@ -240,11 +241,14 @@ func (c *Client) initialMembers(ctx context.Context) (id rfs.UUID, members []Mem
 			id, now = s.Cluster, s.Made
 		}
 	}
-	if id.IsZero() {
-		id, now = c.cfg.Cluster, time.Now().UnixNano()
-	}
-	if id.IsZero() {
-		id = rfs.NewUUID()
+	switch want := c.cfg.Cluster; {
+	case id.IsZero():
+		id, now = want, time.Now().UnixNano()
+		if want.IsZero() {
+			id = rfs.NewUUID()
+		}
+	case !want.IsZero() && want != id:
+		errs = append(errs, fmt.Errorf("the replicas belong to cluster %v, not %v: %w", id, want, rfs.ErrExist))
 	}
 	return id, members, now, errors.Join(errs...)
 }
