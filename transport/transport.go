@@ -80,8 +80,12 @@ type Transport interface {
 //
 // A Conn outlives its links: when one breaks it is dialled again with back-off
 // (50 ms to 5 s), and calls that were under way are sent again; the server
-// applies each once. Done is closed only by Close, or when the peer refuses for
+// applies each once. A call that went out to a server which has lost its memory of
+// it since (it was restarted, or the client was away for too long) fails with
+// ErrBroken instead. Done is closed only by Close, or when the peer refuses for
 // good (a wrong key, another major version).
+//
+// While no link is up a call waits, until its context ends: give it a deadline.
 type Conn interface {
 	// Call sends hdr and lends src, which the server may pull, and dst, into
 	// which it may push, until it returns; either may be nil. An error means that

@@ -12,6 +12,7 @@
 package arena
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -311,6 +312,8 @@ func (x *buf) Release() {
 	x.a.mu.Unlock()
 }
 
+var poisoned = bytes.Repeat([]byte{poison}, MinClass)
+
 func fill(b []byte, v byte) {
 	b[0] = v
 	for n := 1; n < len(b); n *= 2 {
@@ -320,9 +323,9 @@ func fill(b []byte, v byte) {
 
 // checkPoison panics if a buffer was written after it was released.
 func (x *buf) checkPoison() {
-	for i, v := range x.mem {
-		if v != poison {
-			panic(fmt.Sprintf("arena: byte %d of a free buffer of %d was written after its release", i, len(x.mem)))
+	for off := 0; off < len(x.mem); off += MinClass {
+		if !bytes.Equal(x.mem[off:off+MinClass], poisoned) {
+			panic(fmt.Sprintf("arena: a free buffer of %d bytes was written after its release, near byte %d", len(x.mem), off))
 		}
 	}
 }

@@ -77,10 +77,7 @@ func (k *call) begin(ctx context.Context, op wire.Op, hdr, src, dst, into []byte
 	k.req.msg = append(k.req.msg[:0], make([]byte, fixed)...)
 	rh.Put(k.req.msg[wire.HeaderSize:])
 	k.req.msg = append(k.req.msg, hdr...)
-	k.req.payload = nil
-	if inline {
-		k.req.msg = append(k.req.msg, src...)
-	}
+	k.req.payload = src[:rh.InlineLen]
 	k.seq++
 	k.id = wire.NewRequestID(k.ch, k.seq)
 	k.src, k.dst, k.ownCRC = src, dst, k.c.t.cfg.OwnCRC(op)

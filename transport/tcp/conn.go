@@ -51,6 +51,7 @@ func (t *Transport) Dial(ctx context.Context, addr transport.Addr) (transport.Co
 		c.stop()
 		return nil, fmt.Errorf("dial %v: %w", addr, err)
 	}
+	t.cfg.Log.Info("transport: connected", "peer", addr, "carrier", l.carrier())
 	c.up(l)
 	c.wg.Go(func() { c.keep(0, l) })
 	for i := 1; i < t.cfg.Streams; i++ {
@@ -118,8 +119,7 @@ func (c *Conn) connectTo(ctx context.Context, network, address string, stream in
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.t.cfg.Handshake)
 	defer cancel()
-	var d net.Dialer
-	nc, err := d.DialContext(ctx, network, address)
+	nc, err := c.t.cfg.Dial(ctx, network, address)
 	if err != nil {
 		return nil, fmt.Errorf("%w (is rfsd running there?)", err)
 	}
@@ -150,18 +150,8 @@ func (c *Conn) setUp(ctx context.Context, plain net.Conn, stream int) (*link, er
 	}
 	l := c.t.newLink(nc, c)
 	l.unix, l.stream, l.cookie = isUnix(plain), stream, grant.Cookie
-	c.win.update(grant, c.lone())
+	c.win.update(grant)
 	return l, nil
-}
-
-// lone reports whether no link is up, so that a grant is of a server that may have begun anew.
-func (c *Conn) lone() bool {
-	for i := range c.t.cfg.Streams {
-		if l := c.links[i].Load(); l != nil && !l.dead.Load() {
-			return false
-		}
-	}
-	return true
 }
 
 // up publishes a link, and sends the calls that wait for one.
@@ -282,6 +272,14 @@ func (c *Conn) Close() error {
 
 func (c *Conn) Done() <-chan struct{} { return c.closed }
 
+// Carrier returns what carries new calls now: "unix", "tcp", or "" while no link is up.
+func (c *Conn) Carrier() string {
+	if l := c.pick(0); l != nil {
+		return l.carrier()
+	}
+	return ""
+}
+
 // close ends the Conn for the reason given, once.
 func (c *Conn) close(err error) {
 	c.mu.Lock()
@@ -326,7 +324,7 @@ func (c *Conn) receive(l *link, h *wire.FrameHeader) error {
 			err = g.Parse(b)
 		}
 		if err == nil {
-			c.win.update(g, false)
+			c.win.update(g)
 		}
 		return err
 	}

@@ -165,7 +165,7 @@ func TestPeerThatDoesNotRead(t *testing.T) {
 
 func TestWindowServesInOrder(t *testing.T) {
 	var w window
-	w.update(wire.Grant{Messages: 2, Bytes: 100, Serial: 1}, true)
+	w.update(wire.Grant{Messages: 2, Bytes: 100, Serial: 5, Cookie: 1})
 	a, waited, ok := w.acquire(t.Context(), 60, nil)
 	if waited || !ok {
 		t.Fatal("an empty window made a call wait")
@@ -196,14 +196,18 @@ func TestWindowServesInOrder(t *testing.T) {
 	if _, _, ok := w.acquire(ctx, 1, nil); ok {
 		t.Error("a call went past who waits")
 	}
-	w.update(wire.Grant{Messages: 1, Bytes: 100, Serial: 3}, false)
-	w.update(wire.Grant{Messages: 9, Bytes: 900, Serial: 2}, false) // late: not taken
+	w.update(wire.Grant{Messages: 1, Bytes: 100, Serial: 7, Cookie: 1})
+	w.update(wire.Grant{Messages: 9, Bytes: 900, Serial: 6, Cookie: 1}) // late: not taken
 	w.release(a, 60)
 	wg.Wait()
 	if first := <-order; first != 0 {
 		t.Error("the later call went first")
 	}
 	if w.grant.Messages != 1 || w.messages != 0 || w.bytes != 0 {
+		t.Errorf("%+v", w.grant)
+	}
+	w.update(wire.Grant{Messages: 3, Bytes: 300, Serial: 1, Cookie: 2}) // a server that began anew
+	if w.grant.Messages != 3 {
 		t.Errorf("%+v", w.grant)
 	}
 }

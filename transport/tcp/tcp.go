@@ -31,6 +31,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -61,6 +62,9 @@ type Config struct {
 	MapEpoch   func() rfs.Epoch
 	OnMapEpoch func(rfs.Epoch)
 
+	// Dial opens a stream; it is there for simulated networks. Default: net.Dialer.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+
 	// OwnCRC tells of which operations the payload is covered by checksums in
 	// the operation's own header, checked by whoever uses it, so that the
 	// transport need not check it again. Default: none.
@@ -82,7 +86,8 @@ type Config struct {
 	// CancelWait is how long a cancelled call waits for the server's word that it
 	// no longer touches the memory, before it tears the link down. Default 1 s.
 	CancelWait time.Duration
-	// Linger is how long a server remembers the answers of a client without links. Default 30 s.
+	// Linger is how long a server remembers a client without links: its answers
+	// are kept, and handlers that run for it go on. Default 30 s.
 	Linger time.Duration
 	// Handshake bounds a connection's set-up. Default 5 s.
 	Handshake time.Duration
@@ -177,6 +182,9 @@ func (c *Config) setDefaults() {
 	}
 	if c.OwnCRC == nil {
 		c.OwnCRC = func(wire.Op) bool { return false }
+	}
+	if c.Dial == nil {
+		c.Dial = new(net.Dialer).DialContext
 	}
 	if c.Log == nil {
 		c.Log = slog.Default()

@@ -84,11 +84,11 @@ func (w *window) release(channel uint16, cost uint64) {
 	w.serve()
 }
 
-// update takes in a grant, unless a later one came before it. The cookie belongs to the link.
-func (w *window) update(g wire.Grant, fresh bool) {
+// update takes in a grant, unless a later one of the same server came before it.
+func (w *window) update(g wire.Grant) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !fresh && int32(g.Serial-w.grant.Serial) <= 0 {
+	if g.Cookie == w.grant.Cookie && int32(g.Serial-w.grant.Serial) <= 0 {
 		return
 	}
 	g.Messages = min(g.Messages, maxMessages)
