@@ -104,6 +104,21 @@ var comparer = func() *pebble.Comparer {
 		}
 		return len(k)
 	}
+	// The prefix after that of a shard is the next number of as many bytes: one
+	// with a byte more would be a version of the same shard.
+	c.ImmediateSuccessor = func(dst, prefix []byte) []byte {
+		if len(prefix) != shardPrefixLen || prefix[0] != keyVersion {
+			return pebble.DefaultComparer.ImmediateSuccessor(dst, prefix)
+		}
+		n := len(dst)
+		dst = append(dst, prefix...)
+		for i := len(dst) - 1; i >= n; i-- {
+			if dst[i]++; dst[i] != 0 {
+				break
+			}
+		}
+		return dst
+	}
 	return &c
 }()
 
@@ -112,8 +127,9 @@ var comparer = func() *pebble.Comparer {
 var sharedCache = sync.OnceValue(func() *pebble.Cache { return pebble.NewCache(64 << 20) })
 
 // openIndex opens the Pebble of a store, small: the records of a terabyte of
-// 1 MiB shards are a gigabyte.
-func openIndex(fs vfs.FS, dir string, cache *pebble.Cache, logger pebble.Logger) (*pebble.DB, error) {
+// 1 MiB shards are a gigabyte. Only create makes one that is not there: an empty
+// index in the place of one that was lost would have all extents be free.
+func openIndex(fs vfs.FS, dir string, cache *pebble.Cache, logger pebble.Logger, create bool) (*pebble.DB, error) {
 	if cache == nil {
 		cache = sharedCache()
 	}
@@ -128,6 +144,7 @@ func openIndex(fs vfs.FS, dir string, cache *pebble.Cache, logger pebble.Logger)
 		L0StopWritesThreshold:      24,
 		LBaseMaxBytes:              32 << 20,
 		CompactionConcurrencyRange: func() (int, int) { return 1, 2 },
+		ErrorIfNotExists:           !create,
 		Logger:                     logger,
 	}
 	for i := range o.Levels {

@@ -118,12 +118,22 @@ func (s *Store) clearFloors(inode rfs.InodeID) error {
 	return nil
 }
 
+// inodeBounds are those of the versions of an inode, from a stripe on. The upper
+// one is a prefix, as NextPrefix needs it.
+func inodeBounds(inode rfs.InodeID, from uint32) *pebble.IterOptions {
+	o := &pebble.IterOptions{
+		LowerBound: appendShardPrefix(nil, rfs.ShardKey{Inode: inode, Stripe: from}),
+		UpperBound: []byte{keyVersion + 1},
+	}
+	if inode++; inode != 0 {
+		o.UpperBound = be.AppendUint64([]byte{keyVersion}, uint64(inode))
+	}
+	return o
+}
+
 // eachShard calls f for the shards of an inode, from a stripe on, that have versions.
 func (s *Store) eachShard(inode rfs.InodeID, from uint32, f func(rfs.ShardKey) error) error {
-	it, err := s.db.NewIter(&pebble.IterOptions{
-		LowerBound: appendShardPrefix(nil, rfs.ShardKey{Inode: inode, Stripe: from}),
-		UpperBound: append(appendShardPrefix(nil, rfs.ShardKey{Inode: inode, Stripe: ^uint32(0), Shard: 255}), 0xff),
-	})
+	it, err := s.db.NewIter(inodeBounds(inode, from))
 	if err != nil {
 		return badIndex(s.o.Dir, err)
 	}
@@ -154,10 +164,7 @@ func (s *Store) Extent(inode rfs.InodeID, layout rfs.Layout) (int64, error) {
 	if err := layout.Validate(); err != nil {
 		return 0, err
 	}
-	it, err := s.db.NewIter(&pebble.IterOptions{
-		LowerBound: appendShardPrefix(nil, rfs.ShardKey{Inode: inode}),
-		UpperBound: append(appendShardPrefix(nil, rfs.ShardKey{Inode: inode, Stripe: ^uint32(0), Shard: 255}), 0xff),
-	})
+	it, err := s.db.NewIter(inodeBounds(inode, 0))
 	if err != nil {
 		return 0, badIndex(s.o.Dir, err)
 	}

@@ -182,8 +182,11 @@ func (s *Store) store(w *scratch, key rfs.ShardKey, v Version, payload []byte, c
 	g := s.segment(ext.seg)
 	if len(payload) > 0 {
 		if err := g.write(ext.offset(), payload); err != nil {
-			s.unallocate(ext)
-			return s.writeFailed("put "+key.String(), err)
+			err = s.writeFailed("put "+key.String(), err)
+			if errors.Is(err, rfs.ErrNoSpace) || errors.Is(err, rfs.ErrReadOnly) {
+				s.unallocate(ext)
+			} // else the place is bad: it stays taken until the store is opened again
+			return err
 		}
 	}
 	s.barrier.RLock()

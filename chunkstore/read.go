@@ -508,7 +508,7 @@ func (s *Store) FoldLocal(key rfs.ShardKey, v Version) error {
 			recs = recs[:len(recs)-1]
 		}
 		var sum ReadResult
-		sum.survey(recs, key.Shard, 0, max(v.Length, 1))
+		sum.survey(recs, key.Shard, 0, maxShard)
 		if !sum.Unresolved.IsZero() {
 			return fmt.Errorf("chunkstore: fold %v %v: version %v is not complete: %w", key, v.Tag, sum.Unresolved, rfs.ErrUnavailable)
 		}

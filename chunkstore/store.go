@@ -121,7 +121,7 @@ func format(o Options, id Identity) error {
 	if err := o.FS.Mkdir(o.Dir + "/" + indexDir); err != nil {
 		return err
 	}
-	db, err := openIndex(o.FS, o.Dir+"/"+indexDir, o.IndexCache, indexLog{o.Log, func(error) {}})
+	db, err := openIndex(o.FS, o.Dir+"/"+indexDir, o.IndexCache, indexLog{o.Log, func(error) {}}, true)
 	if err != nil {
 		return err
 	}
@@ -208,33 +208,22 @@ type Recovery struct {
 // Open opens a target's directory for this process alone.
 func Open(o Options) (_ *Store, err error) {
 	o = o.withDefaults()
-	s := &Store{
-		o: o, log: o.Log.With("target", o.Dir),
-		condemned: map[[versionKeyLen]byte]struct{}{}, floors: map[rfs.InodeID][]floor{},
-		kick: make(chan struct{}, 1), stop: make(chan struct{}),
-	}
-	s.segs.Store(new([]*segment))
+	s := newStore(o)
 	defer func() {
 		if err != nil {
-			s.closeFiles()
+			_ = s.closeFiles() // err says more
+			if s.lock != nil {
+				_ = s.lock.Close()
+			}
 		}
 	}()
-	if s.id, err = ReadIdentity(o.FS, o.Dir); err != nil {
+	if err = s.openDir(); err != nil {
 		return nil, err
 	}
-	if err = s.id.check(o.Dir, o.ClusterID, o.TargetID); err != nil {
+	if err = s.openSegments(false); err != nil {
 		return nil, err
 	}
-	if s.lock, err = takeLock(o); err != nil {
-		return nil, err
-	}
-	if err = s.readMarks(); err != nil {
-		return nil, err
-	}
-	if err = s.openSegments(); err != nil {
-		return nil, err
-	}
-	s.db, err = openIndex(o.FS, o.Dir+"/"+indexDir, o.IndexCache, indexLog{s.log, s.fail})
+	s.db, err = openIndex(o.FS, s.path(indexDir), o.IndexCache, indexLog{s.log, s.fail}, false)
 	if err != nil {
 		return nil, badIndex(o.Dir, err)
 	}
@@ -250,6 +239,30 @@ func Open(o Options) (_ *Store, err error) {
 	s.log.Info("target opened", "id", s.id.Target, "clean", s.recovery.Clean, "same_boot", s.recovery.SameBoot,
 		"used", s.alloc.used, "capacity", s.capacity, "verified", s.recovery.Verified, "lost", s.recovery.Lost)
 	return s, nil
+}
+
+func newStore(o Options) *Store {
+	s := &Store{
+		o: o, log: o.Log.With("target", o.Dir),
+		condemned: map[[versionKeyLen]byte]struct{}{}, floors: map[rfs.InodeID][]floor{},
+		kick: make(chan struct{}, 1), stop: make(chan struct{}),
+	}
+	s.segs.Store(new([]*segment))
+	return s
+}
+
+// openDir makes sure whose directory it is, locks it, and finds out how the last user left.
+func (s *Store) openDir() (err error) {
+	if s.id, err = ReadIdentity(s.o.FS, s.o.Dir); err != nil {
+		return err
+	}
+	if err = s.id.check(s.o.Dir, s.o.ClusterID, s.o.TargetID); err != nil {
+		return err
+	}
+	if s.lock, err = takeLock(s.o); err != nil {
+		return err
+	}
+	return s.readMarks()
 }
 
 func takeLock(o Options) (io.Closer, error) {
@@ -297,8 +310,9 @@ func (s *Store) claim() error {
 	return diskError("open target "+s.o.Dir, err)
 }
 
-// openSegments opens the segments that there are, in order.
-func (s *Store) openSegments() error {
+// openSegments opens the segments that there are, in order. One whose data file
+// is missing is an error, or, with refill, made anew, empty.
+func (s *Store) openSegments(refill bool) error {
 	u, err := s.o.FS.Usage(s.o.Dir)
 	if err != nil {
 		return diskError("open target "+s.o.Dir, err)
@@ -323,6 +337,15 @@ func (s *Store) openSegments() error {
 	for _, name := range names {
 		if !strings.HasSuffix(name, ".data") {
 			continue
+		}
+		for refill && segmentsDir+"/"+name > dataName(n) {
+			if err := s.o.FS.Remove(s.path(headName(n))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return diskError("rebuild", err)
+			}
+			if err := s.addSegment(); err != nil {
+				return err
+			}
+			n++
 		}
 		if segmentsDir+"/"+name != dataName(n) {
 			return fmt.Errorf("target %s: file %s is missing: %w: put it back, or give up what was in it with: rfs target check --rebuild %s",
@@ -423,7 +446,7 @@ var errClosed = errors.New("target is closed")
 // Close makes everything durable, marks the directory as cleanly closed and
 // lets go of it. No other method may be running, or be called after.
 func (s *Store) Close() error {
-	if s.failed.Load() != nil && *s.failed.Load() == errClosed {
+	if e := s.failed.Load(); e != nil && *e == errClosed {
 		return nil
 	}
 	close(s.stop)
@@ -431,24 +454,20 @@ func (s *Store) Close() error {
 	err := s.Sync(context.Background())
 	s.group.wait()
 	s.failed.CompareAndSwap(nil, &errClosed)
-	err = errors.Join(err, s.closeFiles(&err))
-	return err
+	err = errors.Join(err, s.closeFiles())
+	if err == nil {
+		err = diskError("close target "+s.o.Dir, vfs.WriteFile(s.o.FS, s.o.Dir, cleanName, []byte(s.o.FS.BootID())))
+	}
+	return errors.Join(err, s.lock.Close())
 }
 
-// closeFiles closes what is open. With the outcome of the last Sync, if that
-// was good, it leaves the clean mark.
-func (s *Store) closeFiles(synced ...*error) (err error) {
+// closeFiles closes what is open, but for the lock.
+func (s *Store) closeFiles() (err error) {
 	if s.db != nil {
 		err = s.db.Close()
 	}
 	for _, g := range *s.segs.Load() {
 		err = errors.Join(err, g.close())
-	}
-	if len(synced) > 0 && *synced[0] == nil && err == nil {
-		err = diskError("close target "+s.o.Dir, vfs.WriteFile(s.o.FS, s.o.Dir, cleanName, []byte(s.o.FS.BootID())))
-	}
-	if s.lock != nil {
-		err = errors.Join(err, s.lock.Close())
 	}
 	return err
 }

@@ -655,7 +655,7 @@ func (f *diskFile) ReadAt(p []byte, off int64) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if f.direct && !aligned(p, off) {
+	if f.direct && !Aligned(p, off) {
 		return 0, f.err("read", syscall.EINVAL)
 	}
 	if off >= f.n.size {
@@ -678,7 +678,7 @@ func (f *diskFile) WriteAt(p []byte, off int64) (int, error) {
 	switch {
 	case !f.write:
 		return 0, f.err("write", syscall.EBADF)
-	case f.direct && !aligned(p, off):
+	case f.direct && !Aligned(p, off):
 		return 0, f.err("write", syscall.EINVAL)
 	case err != nil && !short:
 		return 0, err

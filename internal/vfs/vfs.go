@@ -144,7 +144,7 @@ func ReadFile(fsys FS, name string) ([]byte, error) {
 	return b, nil
 }
 
-// aligned reports whether O_DIRECT would take the transfer.
-func aligned(p []byte, off int64) bool {
+// Aligned reports whether O_DIRECT would take the transfer.
+func Aligned(p []byte, off int64) bool {
 	return uintptr(unsafe.Pointer(unsafe.SliceData(p)))%DirectAlign == 0 && len(p)%DirectAlign == 0 && off%DirectAlign == 0
 }
