@@ -23,10 +23,10 @@ type memNet struct {
 	mu     sync.Mutex
 	down   bool
 	dials  []time.Time
-	opened []*memConn
+	opened []*memConn // the server's ends
 }
 
-// memConn is one end of a stream; a silent one takes all and gives nothing.
+// memConn is the server's end of a stream; what is written to a silent one goes nowhere.
 type memConn struct {
 	net.Conn
 	mu     sync.Mutex
@@ -67,13 +67,13 @@ func (n *memNet) dial(context.Context, string, string) (net.Conn, error) {
 		return nil, errors.New("the network is down")
 	}
 	a, b := net.Pipe()
-	near, far := &memConn{Conn: a}, &memConn{Conn: b}
-	n.opened = append(n.opened, near, far)
+	far := &memConn{Conn: b}
+	n.opened = append(n.opened, far)
 	n.accept <- far
-	return near, nil
+	return a, nil
 }
 
-// cut ends all streams, or with silent makes them swallow what is written.
+// cut ends all streams, or with silent makes them swallow what the server writes.
 func (n *memNet) cut(silent bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
