@@ -96,6 +96,7 @@ type link struct {
 	writing    bool // someone owns the batch
 	free       *frame
 	err        error // why it is dead
+	closed     bool  // and hung up
 
 	// The batch being written; owned by whoever set writing.
 	batch    *frame
@@ -183,17 +184,32 @@ func (l *link) drain(limit time.Duration) {
 // fail ends the link: the reader and whoever writes return soon.
 func (l *link) fail(err error) {
 	l.mu.Lock()
+	hangUp := !l.closed
+	l.closed = true
+	l.mu.Unlock()
+	l.die(err)
+	if hangUp {
+		_ = l.nc.Close()
+	}
+}
+
+// broke ends the link after a failed write. What the peer said before it went
+// is still read: there may be answers, or its reason.
+func (l *link) broke(err error) {
+	l.die(err)
+	_ = l.nc.SetReadDeadline(time.Now().Add(l.t.cfg.CancelWait))
+}
+
+// die takes note of why the link ends: nothing more is written.
+func (l *link) die(err error) {
+	l.mu.Lock()
 	first := l.err == nil
 	if first {
 		l.err = err
 		l.dead.Store(true)
 	}
 	l.mu.Unlock()
-	if !first {
-		return
-	}
-	_ = l.nc.Close()
-	if errors.Is(err, errHangup) {
+	if !first || errors.Is(err, errHangup) {
 		return
 	}
 	l.t.stats.linkErrors.Add(1)
@@ -448,7 +464,7 @@ func (l *link) flush(own *frame, block bool) {
 		}
 		err := l.werr
 		if err != nil {
-			l.fail(err)
+			l.broke(err)
 		}
 		f := l.batch
 		l.batch, l.werr = nil, nil
