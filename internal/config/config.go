@@ -153,8 +153,6 @@ type Client struct {
 	Meta []string `toml:"meta"`
 	// KeyFile holds the cluster's id and key. Default /etc/rfs/cluster.key.
 	KeyFile string `toml:"key_file"`
-	// Pool is the pool of new files where the directory names none. Default "default".
-	Pool string `toml:"pool"`
 	// Transport is as in rfsd.toml.
 	Transport Transport `toml:"transport"`
 	// Soft makes requests fail with EIO after Timeout while the cluster cannot
@@ -182,7 +180,7 @@ func DefaultDaemon() Daemon {
 
 // DefaultClient returns the defaults.
 func DefaultClient() Client {
-	return Client{KeyFile: "/etc/rfs/cluster.key", Pool: "default",
+	return Client{KeyFile: "/etc/rfs/cluster.key",
 		Transport: defaultTransport(), Timeout: Seconds(60)}
 }
 
@@ -264,9 +262,6 @@ func (c *Client) Validate() error {
 	p.addresses("meta", c.Meta)
 	p.file("key_file", c.KeyFile)
 	p.transport(c.Transport)
-	if c.Pool == "" {
-		p.add("pool", "is empty: name a pool, or leave the key out for \"default\"")
-	}
 	p.atLeast("timeout", c.Timeout, time.Second)
 	return errors.Join(p...)
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"log/slog"
 	"net"
 	"path/filepath"
 	"testing"
@@ -23,7 +22,7 @@ var (
 
 func newTransport(t testing.TB, change ...func(*Config)) *Transport {
 	t.Helper()
-	cfg := Config{Key: testKey, Cluster: testCluster, Name: t.Name(), Log: slog.New(slog.DiscardHandler)}
+	cfg := Config{Key: testKey, Cluster: testCluster, Name: t.Name()}
 	for _, f := range change {
 		f(&cfg)
 	}
