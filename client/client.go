@@ -42,7 +42,7 @@ type Meta interface {
 	Link(ctx context.Context, ino, dir rfs.InodeID, name string) (raftmeta.Attr, error)
 	Unlink(ctx context.Context, dir rfs.InodeID, name string) (raftmeta.Attr, error)
 	Rmdir(ctx context.Context, dir rfs.InodeID, name string) error
-	Rename(ctx context.Context, dir rfs.InodeID, name string, newDir rfs.InodeID, newName string, flags raftmeta.RenameFlags) error
+	RenameHold(ctx context.Context, dir rfs.InodeID, name string, newDir rfs.InodeID, newName string, flags raftmeta.RenameFlags) (rfs.InodeID, error)
 	Readdir(ctx context.Context, dir rfs.InodeID, cookie uint64, limit int, plus bool) ([]raftmeta.DirEntry, bool, error)
 	Getxattr(ctx context.Context, ino rfs.InodeID, name string) ([]byte, error)
 	Setxattr(ctx context.Context, ino rfs.InodeID, name string, value []byte, flags raftmeta.XattrFlags) error

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"rfs"
 	"rfs/raftmeta"
@@ -118,11 +119,20 @@ func (fs *FS) Rmdir(ctx context.Context, dir rfs.InodeID, name string) error {
 	return fs.meta.Rmdir(ctx, dir, name)
 }
 
-// Rename moves a name, replacing what has the new one unless flags say otherwise.
+// holdTime is for how long a file outlives the rename that replaced it: for who had looked up its
+// name and was about to open it.
+const holdTime = 2 * time.Second
+
+// Rename moves a name, replacing what has the new one unless flags say otherwise. To who opens the new
+// name meanwhile it is never without a file.
 func (fs *FS) Rename(ctx context.Context, dir rfs.InodeID, name string, newDir rfs.InodeID, newName string, flags raftmeta.RenameFlags) error {
 	ctx, done := fs.patience(ctx)
 	defer done()
-	return fs.meta.Rename(ctx, dir, name, newDir, newName, flags)
+	held, err := fs.meta.RenameHold(ctx, dir, name, newDir, newName, flags)
+	if held != 0 {
+		time.AfterFunc(holdTime, func() { fs.meta.Release(held, raftmeta.OpenRead) })
+	}
+	return err
 }
 
 // ReadDir returns entries of a directory after the one with the cookie, at most

@@ -130,6 +130,9 @@ func (s *state) layoutFor(dir *node, pick uint64) (rfs.Layout, *metapb.Response)
 }
 
 func (s *state) create(t *tx, id rfs.SessionID, op *metapb.Create, pick uint64) *metapb.Response {
+	if len(op.GetName()) == 0 {
+		return s.createUnnamed(t, id, op, pick)
+	}
 	d, p, st := t.vacant(op.GetParent(), op.GetName())
 	if st == wire.StatusExist && !op.GetExcl() {
 		return s.createExisting(t, id, op, p)
@@ -151,6 +154,28 @@ func (s *state) create(t *tx, id rfs.SessionID, op *metapb.Create, pick uint64) 
 	if op.GetOpen() != 0 {
 		s.addOpener(t, id, n.Inode, OpenMode(op.GetOpen()), rep.Open)
 	}
+	return rep
+}
+
+// createUnnamed makes a file without name, open, that may get one by link.
+func (s *state) createUnnamed(t *tx, id rfs.SessionID, op *metapb.Create, pick uint64) *metapb.Response {
+	d, st := t.readDir(rfs.InodeID(op.GetParent()))
+	switch {
+	case st != wire.StatusOK:
+		return no(st)
+	case op.GetOpen() == 0:
+		return refuse(wire.StatusInvalid, "a file without name is gone when it is not open")
+	}
+	l, refusal := s.layoutFor(d, pick)
+	if refusal != nil {
+		return refusal
+	}
+	n := s.newNode(t, d, TypeFile|op.GetMode()&^TypeMask, op.GetUid(), op.GetGid())
+	n.Layout, n.Nlink, n.unnamed = l, 0, true
+	n.written = OpenMode(op.GetOpen())&OpenWrite != 0
+	t.putNode(n)
+	rep := &metapb.Response{Attr: attrToPB(&n.Attr), Open: &metapb.OpenResult{Created: true}}
+	s.addOpener(t, id, n.Inode, OpenMode(op.GetOpen()), rep.Open)
 	return rep
 }
 
@@ -220,7 +245,7 @@ func (s *state) mknod(t *tx, op *metapb.Mknod, pick uint64) *metapb.Response {
 func (s *state) link(t *tx, op *metapb.Link) *metapb.Response {
 	n := t.readNode(rfs.InodeID(op.GetInode()))
 	switch {
-	case n == nil || n.Nlink == 0:
+	case n == nil || n.Nlink == 0 && !n.unnamed:
 		return no(wire.StatusNotFound)
 	case n.IsDir():
 		return no(wire.StatusPermission)
@@ -232,6 +257,7 @@ func (s *state) link(t *tx, op *metapb.Link) *metapb.Response {
 		return no(st)
 	}
 	n.Nlink++
+	n.unnamed = false
 	n.Ctime = t.now
 	t.putNode(n)
 	t.putEntry(d.Inode, p, op.GetName(), n)
@@ -320,8 +346,8 @@ func (t *tx) within(dir *node, ino rfs.InodeID) bool {
 	return false
 }
 
-func (s *state) rename(t *tx, op *metapb.Rename) *metapb.Response {
-	flags := RenameFlags(op.GetFlags())
+func (s *state) rename(t *tx, id rfs.SessionID, op *metapb.Rename) *metapb.Response {
+	flags := RenameFlags(op.GetFlags()) &^ renameHold
 	if flags&^(RenameNoReplace|RenameExchange) != 0 || flags == RenameNoReplace|RenameExchange {
 		return no(wire.StatusInvalid)
 	}
@@ -358,7 +384,7 @@ func (s *state) rename(t *tx, op *metapb.Rename) *metapb.Response {
 	if flags == RenameExchange {
 		return s.exchange(t, d, nd, n, old, from, to)
 	}
-	return s.move(t, d, nd, n, old, from, to, op.GetNewName(), flags)
+	return s.move(t, id, d, nd, n, old, from, to, op)
 }
 
 // exchange swaps what two entries name.
@@ -402,15 +428,16 @@ func (s *state) touchBoth(t *tx, d, nd *node, gone, come int64) {
 	t.touchDir(nd, come)
 }
 
-// move gives n the new name; what had it goes.
-func (s *state) move(t *tx, d, nd, n, old *node, from, to place, newName []byte, flags RenameFlags) *metapb.Response {
+// move gives n the new name; what had it goes, or is held open for the session that asks for it.
+func (s *state) move(t *tx, id rfs.SessionID, d, nd, n, old *node, from, to place, op *metapb.Rename) *metapb.Response {
+	flags := RenameFlags(op.GetFlags())
 	switch {
 	case old == nil && to.cookie == 0 && to.held == 0:
 		return no(wire.StatusNoSpace)
 	case old == nil && n.IsDir() && d != nd && nd.Nlink >= MaxLinks:
 		return no(wire.StatusTooManyLinks)
 	case old == nil:
-	case flags == RenameNoReplace:
+	case flags&RenameNoReplace != 0:
 		return no(wire.StatusExist)
 	case old.Inode == n.Inode:
 		return &metapb.Response{} // two names of one inode: POSIX says that both stay
@@ -426,18 +453,22 @@ func (s *state) move(t *tx, d, nd, n, old *node, from, to place, newName []byte,
 	}
 	n.Ctime = t.now
 	t.putNode(n)
-	t.putEntry(nd.Inode, to, newName, n)
+	t.putEntry(nd.Inode, to, op.GetNewName(), n)
 	t.delEntry(d.Inode, from)
-	come := int64(1)
+	come, rep := int64(1), &metapb.Response{}
 	if old != nil {
 		come = 0
 		if old.IsDir() {
 			nd.Nlink--
 		}
+		if flags&renameHold != 0 && id != 0 && old.IsRegular() && old.Nlink == 1 && len(s.opens[old.Inode]) == 0 {
+			rep.Attr, rep.Open = attrToPB(&old.Attr), &metapb.OpenResult{}
+			s.addOpener(t, id, old.Inode, OpenRead, rep.Open)
+		}
 		s.dropLink(t, old)
 	}
 	s.touchBoth(t, d, nd, -1, come)
-	return &metapb.Response{}
+	return rep
 }
 
 func (s *state) setattr(t *tx, id rfs.SessionID, op *metapb.Setattr) *metapb.Response {

@@ -67,6 +67,7 @@ func (c *Client) Setattr(ctx context.Context, ino rfs.InodeID, set SetAttr) (Att
 }
 
 // Create makes a file and opens it, in one command; without spec.Excl it opens what is there.
+// An empty name makes a file without one (O_TMPFILE): Link gives it one, or it goes with its last close.
 func (c *Client) Create(ctx context.Context, dir rfs.InodeID, n string, spec CreateSpec) (OpenResult, error) {
 	if err := name("create", n); err != nil {
 		return OpenResult{}, err
@@ -133,13 +134,29 @@ func (c *Client) Rmdir(ctx context.Context, dir rfs.InodeID, n string) error {
 
 // Rename moves a name, replacing what has the new one unless flags say otherwise.
 func (c *Client) Rename(ctx context.Context, dir rfs.InodeID, n string, newDir rfs.InodeID, newName string, flags RenameFlags) error {
-	if err := name("rename to", newName); err != nil {
-		return err
+	_, err := c.rename(ctx, dir, n, newDir, newName, flags)
+	return err
+}
+
+// RenameHold is Rename after which a file that lost its last name, and is not open anywhere, is still there, so that who has
+// just looked up its name can open it: to them, too, the name is never without a file. It returns
+// that file's inode, or 0. The session has it open for reading, until Release(inode, OpenRead).
+func (c *Client) RenameHold(ctx context.Context, dir rfs.InodeID, n string, newDir rfs.InodeID, newName string, flags RenameFlags) (rfs.InodeID, error) {
+	rep, err := c.rename(ctx, dir, n, newDir, newName, flags|renameHold)
+	if err != nil || rep.GetOpen() == nil {
+		return 0, err
 	}
-	_, err := c.sessionCommand(ctx, &metapb.Command{Op: &metapb.Command_Rename{Rename: &metapb.Rename{
+	return rfs.InodeID(rep.GetAttr().GetInode()), nil
+}
+
+func (c *Client) rename(ctx context.Context, dir rfs.InodeID, n string, newDir rfs.InodeID, newName string, flags RenameFlags) (*metapb.Response, error) {
+	if err := name("rename to", newName); err != nil {
+		return nil, err
+	}
+	rep, err := c.sessionCommand(ctx, &metapb.Command{Op: &metapb.Command_Rename{Rename: &metapb.Rename{
 		Parent: uint64(dir), Name: []byte(n), NewParent: uint64(newDir), NewName: []byte(newName), Flags: uint32(flags),
 	}}})
-	return entry("rename", dir, n, err)
+	return rep, entry("rename", dir, n, err)
 }
 
 // readdirBytes is what a reply of Readdir may have.

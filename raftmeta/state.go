@@ -431,7 +431,7 @@ func (s *state) step(t *tx, cmd *metapb.Command) *metapb.Response {
 	case *metapb.Command_Unlink:
 		return s.unlink(t, op.Unlink)
 	case *metapb.Command_Rename:
-		return s.rename(t, op.Rename)
+		return s.rename(t, id, op.Rename)
 	case *metapb.Command_Setattr:
 		return s.setattr(t, id, op.Setattr)
 	case *metapb.Command_Open:

@@ -163,6 +163,8 @@ type RenameFlags uint32
 const (
 	RenameNoReplace RenameFlags = 1
 	RenameExchange  RenameFlags = 2
+	// renameHold is RenameHold's.
+	renameHold RenameFlags = 1 << 31
 )
 
 // XattrFlags are those of setxattr.

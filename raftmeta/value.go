@@ -11,7 +11,7 @@ import (
 // Values of the state machine, little-endian. Each begins with a version byte,
 // 1 today; a decoder refuses one that it does not know, and bytes left over.
 //
-//	inode     version 1 | flags 1 (1: was opened for writing) | k 1 | m 1 | mode 4 | nlink 4 | uid 4 | gid 4 | rdev 4 |
+//	inode     version 1 | flags 1 (1: was opened for writing, 2: made without a name) | k 1 | m 1 | mode 4 | nlink 4 | uid 4 | gid 4 | rdev 4 |
 //	          size 8 | atime 8 | mtime 8 | ctime 8 | btime 8 | parent 8 | change 8 |
 //	          pool 2 | trims 2 | start 4 | unit 4 | cell 4 | 96 trim 32 x trims | target of a symbolic link
 //	trim      size 8 | tag 16 | flags 8 (1: swept)
@@ -103,6 +103,7 @@ func (d *dec) end(what string) error {
 type node struct {
 	Attr
 	written bool // was opened for writing: there may be shards
+	unnamed bool // was made without a name, and has had none yet
 	target  string
 }
 
@@ -111,7 +112,7 @@ const inodeFixed = 96
 func (n *node) encode() []byte {
 	e := make(enc, 0, inodeFixed+32*len(n.Trims)+len(n.target))
 	e.u8(valueVersion)
-	e.u8(flag(n.written))
+	e.u8(flag(n.written) | flag(n.unnamed)<<1)
 	e.u8(n.Layout.K)
 	e.u8(n.Layout.M)
 	for _, v := range [...]uint32{n.Mode, n.Nlink, n.UID, n.GID, n.Rdev} {
@@ -143,7 +144,8 @@ func flag(b bool) uint8 {
 func decodeNode(ino rfs.InodeID, b []byte) (*node, error) {
 	d, n := &dec{b: b}, &node{Attr: Attr{Inode: ino}}
 	d.version()
-	n.written = d.u8()&1 != 0
+	f := d.u8()
+	n.written, n.unnamed = f&1 != 0, f&2 != 0
 	n.Layout.K, n.Layout.M = d.u8(), d.u8()
 	for _, p := range [...]*uint32{&n.Mode, &n.Nlink, &n.UID, &n.GID, &n.Rdev} {
 		*p = d.u32()
