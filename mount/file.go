@@ -97,6 +97,11 @@ func (fs *fileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name str
 	return fuse.OK
 }
 
+// Tmpfile makes a file without a name (O_TMPFILE), which linkat(2) may give it.
+func (fs *fileSystem) Tmpfile(cancel <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
+	return fs.Create(cancel, in, "", out)
+}
+
 // file returns the handle of a request.
 func (fs *fileSystem) file(id uint64) (*file, error) {
 	if f, ok := fs.files.get(id); ok {

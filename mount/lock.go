@@ -43,7 +43,7 @@ func (l *lockOwners) take(o lockOwner) bool {
 // lockSpec translates a request. The kernel's end of file is the largest offset, the service's the largest number.
 func lockSpec(in *fuse.LkIn) (raftmeta.LockSpec, error) {
 	s := raftmeta.LockSpec{
-		Owner: in.Owner, Flock: in.LkFlags&fuse.LK_FLOCK != 0, Start: in.Lk.Start, End: in.Lk.End, PID: in.Pid,
+		Owner: in.Owner, Flock: in.LkFlags&fuse.LK_FLOCK != 0, Start: in.Lk.Start, End: in.Lk.End, PID: in.Lk.Pid,
 	}
 	if s.End >= math.MaxInt64 || s.Flock {
 		s.End = math.MaxUint64
