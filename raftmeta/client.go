@@ -174,20 +174,27 @@ func (s *seqs) ack() uint64 {
 
 // command has cmd applied once and returns its answer.
 func (c *Client) command(ctx context.Context, cmd *metapb.Command) (*metapb.Response, error) {
-	rep, _, err := c.commandSeq(ctx, cmd)
-	return rep, err
-}
-
-func (c *Client) commandSeq(ctx context.Context, cmd *metapb.Command) (*metapb.Response, uint64, error) {
 	seq := c.seqs.begin()
 	defer c.seqs.end(seq)
+	return c.commandAs(ctx, seq, cmd)
+}
+
+// commandAs is command under a sequence number that the caller ends.
+func (c *Client) commandAs(ctx context.Context, seq uint64, cmd *metapb.Command) (*metapb.Response, error) {
 	cmd.Nonce, cmd.Seq, cmd.Ack = c.nonce, seq, c.seqs.ack()
 	if cmd.Time == 0 {
 		cmd.Time = time.Now().UnixNano()
 	}
 	rep := new(metapb.Response)
 	req := &metapb.Request{Kind: &metapb.Request_Command{Command: cmd}}
-	return rep, seq, c.do(ctx, wire.OpMeta, req, rep, 0)
+	return rep, c.do(ctx, wire.OpMeta, req, rep, 0)
+}
+
+// definite reports whether err is an answer, so that what was asked for is
+// known not to have happened.
+func definite(err error) bool {
+	var answer *transport.StatusError
+	return errors.As(err, &answer)
 }
 
 // sessionCommand is command in the client's session.
@@ -242,7 +249,7 @@ func (c *Client) do(ctx context.Context, op wire.Op, req proto.Message, rep *met
 				fails++
 				continue
 			}
-		case err == nil && st == wire.StatusUnavailable:
+		case err == nil && (st == wire.StatusUnavailable || st == wire.StatusCancelled): // it is stopping, or starting
 			said[p] = errors.New(orText(rep.GetDetail(), "unavailable"))
 			c.pass(p)
 		case err == nil:

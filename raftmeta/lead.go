@@ -41,6 +41,7 @@ type lease struct {
 	wanted   map[uint64]chan struct{}       // SizeWanted by number; closed when done
 	kick     chan struct{}                  // closed when there is an event, or the session ended
 	last     uint64                         // number of the last event that was sent to it
+	expired  bool                           // its end is under way: it is not renewed any more
 	ended    bool
 }
 
@@ -158,7 +159,8 @@ func (l *lead) kickAll() {
 	}
 }
 
-// renew extends a session's lease, which exists in the state.
+// renew extends the lease of a session that is in the state. It returns nil if
+// that comes too late.
 func (l *lead) renew(id rfs.SessionID) *lease {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -166,6 +168,9 @@ func (l *lead) renew(id rfs.SessionID) *lease {
 	if x == nil {
 		x = newLease(time.Time{})
 		l.sessions[id] = x
+	}
+	if x.expired {
+		return nil
 	}
 	x.until = time.Now().Add(l.r.opts.SessionLease)
 	return x
@@ -319,6 +324,7 @@ func (l *lead) endExpired(now time.Time) {
 	l.mu.Lock()
 	for id, x := range l.sessions {
 		if now.After(x.until) {
+			x.expired = true
 			ids = append(ids, uint32(id))
 		}
 	}
@@ -390,17 +396,13 @@ func (l *lead) recordSpace() {
 func (l *lead) heartbeat(ctx context.Context, h *metapb.Heartbeat) *metapb.Response {
 	r := l.r
 	var failed []rfs.TargetID
-	now := time.Now()
-	l.mu.Lock()
 	for _, t := range h.GetTargets() {
-		id := uuidFrom(t.GetTarget())
-		if t.GetFailed() {
+		if id := uuidFrom(t.GetTarget()); t.GetFailed() {
 			failed = append(failed, id)
-			continue
+		} else {
+			l.heard(id, t.GetCapacity(), t.GetUsed())
 		}
-		l.targets[id] = &pulse{seen: now, capacity: t.GetCapacity(), used: t.GetUsed()}
 	}
-	l.mu.Unlock()
 	r.st.mu.RLock()
 	m := r.st.cmap
 	r.st.mu.RUnlock()
@@ -412,6 +414,13 @@ func (l *lead) heartbeat(ctx context.Context, h *metapb.Heartbeat) *metapb.Respo
 	}
 	l.down(ctx, fell, "its daemon says that it failed")
 	return &metapb.Response{Heartbeat: r.st.heartbeatReply(h, r.opts.TargetLease)}
+}
+
+// heard notes that a target is alive.
+func (l *lead) heard(id rfs.TargetID, capacity, used int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.targets[id] = &pulse{seen: time.Now(), capacity: capacity, used: used}
 }
 
 func (s *state) heartbeatReply(h *metapb.Heartbeat, lease time.Duration) *metapb.HeartbeatReply {

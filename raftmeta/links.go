@@ -108,10 +108,6 @@ func (ls *links) get(id uint64) *link {
 	return ls.to[id]
 }
 
-func (ls *links) close() {
-	ls.update(nil)
-}
-
 // send queues a message, or starts to send a snapshot.
 func (r *Replica) send(m *raftpb.Message) {
 	l := r.links.get(m.GetTo())

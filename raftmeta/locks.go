@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"slices"
 
+	"google.golang.org/protobuf/proto"
+
 	"rfs"
 	"rfs/raftmeta/metapb"
 	"rfs/transport/wire"
@@ -157,7 +159,7 @@ func (lt *lockTable) put(l lock, of *wait) {
 // merged sorts locks and joins those of one owner and type that touch.
 func merged(ls []lock) []lock {
 	slices.SortFunc(ls, func(a, b lock) int {
-		return cmp.Or(cmp.Compare(flag(a.flock), flag(b.flock)), cmp.Compare(a.who.session, b.who.session),
+		return cmp.Or(cmp.Compare(bit(a.flock), bit(b.flock)), cmp.Compare(a.who.session, b.who.session),
 			cmp.Compare(a.who.owner, b.who.owner), cmp.Compare(a.start, b.start))
 	})
 	out := ls[:0]
@@ -289,19 +291,27 @@ func (s *state) deadlock(lt *lockTable, want *lock) bool {
 	return reaches(lt, want)
 }
 
-// settle carries out Settle. A wait that is given up before its Lock got here
-// is answered in advance, so that the Lock does nothing when it comes.
-func (s *state) settle(t *tx, k waitKey, cancel bool) *metapb.Response {
-	ino, ok := s.waits[k]
-	if !ok {
-		if a := s.askers[k.nonce]; cancel && a != nil && k.seq >= a.low && a.results[k.seq] == nil {
-			b := []byte{0x08, byte(wire.StatusCancelled)} // a Response with just the status
-			a.results[k.seq] = b
-			t.set(keyOf(t.half, kResult).u64(k.nonce).u64(k.seq), b)
-		}
+// settle carries out Settle. A command that is given up before it got here is
+// answered in advance, so that it does nothing when it comes.
+func (s *state) settle(t *tx, k waitKey, id rfs.SessionID, op *metapb.Settle) *metapb.Response {
+	if ino, ok := s.waits[k]; ok {
+		s.settleWait(t, ino, k, !op.GetCancel())
 		return &metapb.Response{}
 	}
-	s.settleWait(t, ino, k, !cancel)
+	a := s.askers[k.nonce]
+	if !op.GetCancel() || a == nil || k.seq < a.low {
+		return &metapb.Response{}
+	}
+	rep := new(metapb.Response)
+	if b := a.results[k.seq]; b != nil {
+		t.fail(proto.Unmarshal(b, rep))
+	}
+	if rep.GetOpen() != nil && op.GetOpen() != 0 {
+		s.close(t, id, &metapb.Close{Files: []*metapb.CloseOne{{Inode: rep.GetAttr().GetInode(), Mode: op.GetOpen()}}})
+	}
+	b := []byte{0x08, byte(wire.StatusCancelled)} // a Response with just the status
+	a.results[k.seq] = b
+	t.set(keyOf(t.half, kResult).u64(k.nonce).u64(k.seq), b)
 	return &metapb.Response{}
 }
 
@@ -373,7 +383,7 @@ func (s *state) storeLocks(t *tx, ino rfs.InodeID, lt *lockTable) {
 }
 
 func (l *lock) append(e *enc) {
-	e.u8(flag(l.flock))
+	e.u8(bit(l.flock))
 	e.u8(uint8(l.typ))
 	e.u32(uint32(l.who.session))
 	e.u64(l.who.owner)
@@ -404,7 +414,7 @@ func (lt *lockTable) encode() []byte {
 	for _, w := range lt.waits {
 		e.u64(w.key.nonce)
 		e.u64(w.key.seq)
-		e.u8(flag(w.granted) | flag(w.atOnce)<<1)
+		e.u8(bit(w.granted) | bit(w.atOnce)<<1)
 		w.want.append(&e)
 		e.u32(uint32(len(w.spans)))
 		for _, s := range w.spans {

@@ -72,10 +72,35 @@ func (c *Client) Create(ctx context.Context, dir rfs.InodeID, n string, spec Cre
 	if err := name("create", n); err != nil {
 		return OpenResult{}, err
 	}
-	rep, err := c.sessionCommand(ctx, &metapb.Command{Op: &metapb.Command_Create{Create: &metapb.Create{
+	rep, err := c.openCommand(ctx, spec.Open, &metapb.Command{Op: &metapb.Command_Create{Create: &metapb.Create{
 		Parent: uint64(dir), Name: []byte(n), Mode: spec.Mode, Uid: spec.UID, Gid: spec.GID, Excl: spec.Excl, Open: uint32(spec.Open),
 	}}})
 	return openResult(rep), entry("create", dir, n, err)
+}
+
+// openCommand sends a command that opens a file. If the caller gives up before
+// it is answered, what it may have opened is closed again in the background.
+func (c *Client) openCommand(ctx context.Context, mode OpenMode, cmd *metapb.Command) (*metapb.Response, error) {
+	id := c.Session()
+	if id == 0 {
+		return nil, fmt.Errorf("metadata: no session is open: %w", rfs.ErrSessionLost)
+	}
+	cmd.Session = uint32(id)
+	seq := c.seqs.begin()
+	rep, err := c.commandAs(ctx, seq, cmd)
+	if err == nil || definite(err) {
+		c.seqs.end(seq)
+		return rep, err
+	}
+	c.wg.Go(func() {
+		defer c.seqs.end(seq)
+		undo := &metapb.Settle{WaitSeq: seq, Cancel: true, Open: uint32(mode)}
+		_, uerr := c.command(c.ctx, &metapb.Command{Session: uint32(id), Op: &metapb.Command_Settle{Settle: undo}})
+		if uerr != nil && c.ctx.Err() == nil {
+			c.log.Warn("an open that was given up is not undone; it is when the session ends", "session", id, "err", uerr)
+		}
+	})
+	return rep, err
 }
 
 func openResult(rep *metapb.Response) OpenResult {
@@ -189,7 +214,7 @@ func (c *Client) Readdir(ctx context.Context, dir rfs.InodeID, cookie uint64, li
 // Open records that the session has the file open, and says what it may cache.
 // It returns when the sessions that must cache less have flushed.
 func (c *Client) Open(ctx context.Context, ino rfs.InodeID, mode OpenMode) (OpenResult, error) {
-	rep, err := c.sessionCommand(ctx, &metapb.Command{Op: &metapb.Command_Open{Open: &metapb.Open{Inode: uint64(ino), Mode: uint32(mode)}}})
+	rep, err := c.openCommand(ctx, mode, &metapb.Command{Op: &metapb.Command_Open{Open: &metapb.Open{Inode: uint64(ino), Mode: uint32(mode)}}})
 	return openResult(rep), inode("open", ino, err)
 }
 
@@ -282,17 +307,20 @@ func (c *Client) Lock(ctx context.Context, ino rfs.InodeID, spec LockSpec, wait 
 	if id == 0 {
 		return inode("lock", ino, rfs.ErrSessionLost)
 	}
-	cmd := &metapb.Command{Session: uint32(id), Op: &metapb.Command_Lock{Lock: &metapb.Lock{Inode: uint64(ino), Spec: lockToPB(spec), Wait: wait}}}
-	rep, seq, err := c.commandSeq(ctx, cmd)
-	if err == nil && !rep.GetWaiting() {
-		return nil
-	}
-	if err != nil && !(wait && ctx.Err() != nil) {
+	seq := c.seqs.begin()
+	rep, err := c.commandAs(ctx, seq, &metapb.Command{Session: uint32(id), Op: &metapb.Command_Lock{Lock: &metapb.Lock{
+		Inode: uint64(ino), Spec: lockToPB(spec), Wait: wait,
+	}}})
+	switch {
+	case err == nil && rep.GetWaiting():
+		c.seqs.end(seq) // the wait may be long, and answers are kept from the lowest that is not ended
+		err = c.awaitLock(ctx, id, seq)
+		return inode("lock", ino, c.settle(ctx, id, seq, err))
+	case err == nil, definite(err), !wait:
+		c.seqs.end(seq)
 		return inode("lock", ino, err)
 	}
-	if err == nil {
-		err = c.awaitLock(ctx, id, seq)
-	}
+	defer c.seqs.end(seq)
 	return inode("lock", ino, c.settle(ctx, id, seq, err))
 }
 

@@ -153,6 +153,10 @@ type Replica struct {
 	leading  bool
 	takes    map[uint64]*pebble.Snapshot // snapshots made by Raft in this turn
 
+	// serving is held shared by each request, so that the store outlives them.
+	serving sync.RWMutex
+	closed  bool
+
 	links    links
 	incoming incoming
 	ctx      context.Context
@@ -341,8 +345,12 @@ func (r *Replica) Close() error {
 	r.handOver()
 	r.stop()
 	r.wg.Wait()
-	r.links.close()
-	r.incoming.abandon()
+	r.serving.Lock()
+	defer r.serving.Unlock()
+	if r.closed {
+		return r.err
+	}
+	r.closed = true
 	err := r.db.Close()
 	return errors.Join(r.err, err)
 }

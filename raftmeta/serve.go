@@ -25,6 +25,12 @@ func (r *Replica) ServeRPC(ctx context.Context, req transport.Request) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(r.ctx, cancel)()
+	r.serving.RLock()
+	defer r.serving.RUnlock()
+	if r.closed {
+		req.Reply(wire.StatusUnavailable, nil, nil, 0)
+		return
+	}
 	var rep *metapb.Response
 	switch req.Op() {
 	case wire.OpMeta:
@@ -96,6 +102,8 @@ func (r *Replica) serveCommand(ctx context.Context, l *lead, cmd *metapb.Command
 		l.renew(rfs.SessionID(rep.GetSession()))
 		rep = proto.CloneOf(rep)
 		rep.Lease = int64(r.opts.SessionLease)
+	case *metapb.Command_RegisterTarget:
+		l.heard(uuidFrom(op.RegisterTarget.GetId()), op.RegisterTarget.GetCapacity(), op.RegisterTarget.GetUsed())
 	case *metapb.Command_RecallDone:
 		l.recallDone(rfs.SessionID(cmd.GetSession()), rfs.InodeID(op.RecallDone.GetInode()), op.RecallDone.GetAt())
 	case *metapb.Command_Open, *metapb.Command_Create:
@@ -352,6 +360,9 @@ func (r *Replica) serveEvents(ctx context.Context, req transport.Request) *metap
 		return refuse(wire.StatusSessionLost, "session %d ended: its lease was not renewed in time, or it was closed", id)
 	}
 	x := l.renew(id)
+	if x == nil {
+		return refuse(wire.StatusSessionLost, "session %d ended: its lease was not renewed in time", id)
+	}
 	wait, cancel := context.WithTimeout(ctx, min(max(time.Duration(m.GetWait()), 0), r.opts.SessionLease/3))
 	defer cancel()
 	events, epoch, ended := l.poll(wait, x, m.GetSeen(), rfs.Epoch(m.GetMapEpoch()))

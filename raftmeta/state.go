@@ -457,7 +457,7 @@ func (s *state) step(t *tx, cmd *metapb.Command) *metapb.Response {
 	case *metapb.Command_Lock:
 		return s.lock(t, waitKey{cmd.GetNonce(), cmd.GetSeq()}, id, op.Lock)
 	case *metapb.Command_Settle:
-		return s.settle(t, waitKey{cmd.GetNonce(), op.Settle.GetWaitSeq()}, op.Settle.GetCancel())
+		return s.settle(t, waitKey{cmd.GetNonce(), op.Settle.GetWaitSeq()}, id, op.Settle)
 	case *metapb.Command_Purged:
 		return s.purged(t, op.Purged)
 	case *metapb.Command_Recovered:

@@ -57,7 +57,9 @@ func (r *Replica) Stats() Stats {
 		Elections: r.stats.elections.Load(), Fsyncs: r.stats.fsyncs.Load(),
 		FsyncTime: time.Duration(r.stats.fsyncTime.Load()), FsyncMax: time.Duration(r.stats.fsyncMax.Load()),
 	}
-	if r.self.Load() == nil {
+	r.serving.RLock()
+	defer r.serving.RUnlock()
+	if r.self.Load() == nil || r.closed {
 		return s
 	}
 	s.LogFirst, s.LogLast = r.rlog.span()

@@ -112,7 +112,7 @@ const inodeFixed = 96
 func (n *node) encode() []byte {
 	e := make(enc, 0, inodeFixed+32*len(n.Trims)+len(n.target))
 	e.u8(valueVersion)
-	e.u8(flag(n.written) | flag(n.unnamed)<<1)
+	e.u8(bit(n.written) | bit(n.unnamed)<<1)
 	e.u8(n.Layout.K)
 	e.u8(n.Layout.M)
 	for _, v := range [...]uint32{n.Mode, n.Nlink, n.UID, n.GID, n.Rdev} {
@@ -129,12 +129,12 @@ func (n *node) encode() []byte {
 	for _, t := range n.Trims {
 		e.i64(t.Size)
 		e.tag(t.Tag)
-		e.u64(uint64(flag(t.Swept)))
+		e.u64(uint64(bit(t.Swept)))
 	}
 	return append(e, n.target...)
 }
 
-func flag(b bool) uint8 {
+func bit(b bool) uint8 {
 	if b {
 		return 1
 	}

@@ -1950,12 +1950,14 @@ func (x *Lock) GetWait() bool {
 	return false
 }
 
-// Settle ends the wait that the command (its own nonce, wait_seq) began:
-// granted and taken, or given up.
+// Settle ends what the command (its own nonce, wait_seq) began: a lock that was
+// waited for is taken, or given up; with cancel, an open is undone. If the
+// command has not been applied yet it never will be.
 type Settle struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	WaitSeq       uint64                 `protobuf:"varint,1,opt,name=wait_seq,json=waitSeq,proto3" json:"wait_seq,omitempty"`
 	Cancel        bool                   `protobuf:"varint,2,opt,name=cancel,proto3" json:"cancel,omitempty"`
+	Open          uint32                 `protobuf:"varint,3,opt,name=open,proto3" json:"open,omitempty"` // OpenMode of the command
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2002,6 +2004,13 @@ func (x *Settle) GetCancel() bool {
 		return x.Cancel
 	}
 	return false
+}
+
+func (x *Settle) GetOpen() uint32 {
+	if x != nil {
+		return x.Open
+	}
+	return 0
 }
 
 type SetLayout struct {
@@ -6445,10 +6454,11 @@ const file_raftmeta_metapb_meta_proto_rawDesc = "" +
 	"\x04Lock\x12\x14\n" +
 	"\x05inode\x18\x01 \x01(\x04R\x05inode\x12(\n" +
 	"\x04spec\x18\x02 \x01(\v2\x14.rfs.metapb.LockSpecR\x04spec\x12\x12\n" +
-	"\x04wait\x18\x03 \x01(\bR\x04wait\";\n" +
+	"\x04wait\x18\x03 \x01(\bR\x04wait\"O\n" +
 	"\x06Settle\x12\x19\n" +
 	"\bwait_seq\x18\x01 \x01(\x04R\awaitSeq\x12\x16\n" +
-	"\x06cancel\x18\x02 \x01(\bR\x06cancel\"5\n" +
+	"\x06cancel\x18\x02 \x01(\bR\x06cancel\x12\x12\n" +
+	"\x04open\x18\x03 \x01(\rR\x04open\"5\n" +
 	"\tSetLayout\x12\x14\n" +
 	"\x05inode\x18\x01 \x01(\x04R\x05inode\x12\x12\n" +
 	"\x04pool\x18\x02 \x01(\rR\x04pool\"\x9e\x01\n" +
