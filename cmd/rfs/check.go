@@ -89,4 +89,3 @@ func showReport(w io.Writer, r *chunkstore.Report) {
 		fmt.Fprintln(w, "ok")
 	}
 }
-

@@ -47,7 +47,7 @@ func refuse(reason wire.Reason, format string, args ...any) error {
 
 func (t *Transport) proof(who string, hello, ack []byte) []byte {
 	m := hmac.New(sha256.New, t.cfg.Key)
-	io.WriteString(m, "rfs "+who+"\x00")
+	m.Write([]byte("rfs " + who + "\x00"))
 	m.Write(hello)
 	m.Write(ack)
 	return m.Sum(nil)

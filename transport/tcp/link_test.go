@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"log/slog"
 	"net"
 	"sync"
 	"testing"
@@ -84,7 +83,7 @@ func FuzzLink(f *testing.F) {
 	f.Add(frame(wire.TypeCancel, 1<<63, nil))
 	f.Fuzz(func(t *testing.T, sent []byte) {
 		reseal(sent)
-		tr := newTransport(t, func(c *Config) { c.Log = slog.New(slog.DiscardHandler); c.CancelWait = 10 * time.Millisecond })
+		tr := newTransport(t, func(c *Config) { c.CancelWait = 10 * time.Millisecond })
 		ctx, cancel := context.WithCancel(context.Background())
 		h := transport.HandlerFunc(func(ctx context.Context, r transport.Request) {
 			b := heapBuf(make([]byte, r.PayloadLen()))
@@ -138,7 +137,7 @@ func (b heapBuf) Release()      {}
 
 // A peer that asks for more than it reads is hung up on.
 func TestPeerThatDoesNotRead(t *testing.T) {
-	tr := newTransport(t, func(c *Config) { c.Log = slog.New(slog.DiscardHandler) })
+	tr := newTransport(t)
 	near, far := pipeEnd(t)
 	c := &Conn{t: tr}
 	l := tr.newLink(near, c)

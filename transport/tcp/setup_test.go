@@ -9,7 +9,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"log/slog"
 	"math/big"
 	"net"
 	"path/filepath"
@@ -21,8 +20,6 @@ import (
 	"rfs/transport"
 	"rfs/transport/wire"
 )
-
-func quiet(c *Config) { c.Log = slog.New(slog.DiscardHandler) }
 
 func TestConfigValidate(t *testing.T) {
 	c := Config{Key: []byte("short"), Name: strings.Repeat("x", 256), Streams: 99, Messages: -1, Bytes: -1, Linger: -1}
@@ -46,7 +43,7 @@ func carrierHandler(_ context.Context, r transport.Request) {
 
 // A peer of this host is met at its Unix socket; without one, or of another host, by TCP.
 func TestPrefersUnixSocket(t *testing.T) {
-	tr := newTransport(t, quiet, func(c *Config) { c.HostID = "this-host" })
+	tr := newTransport(t, func(c *Config) { c.HostID = "this-host" })
 	unixL, unixAddr := listen(t, "unix")
 	tcpL, addr := listen(t, "tcp")
 	serve(t, tr, unixL, carrierHandler)
@@ -100,7 +97,7 @@ func TestMutualTLS(t *testing.T) {
 		c.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: pool, ClientCAs: pool, ClientAuth: tls.RequireAndVerifyClientCert}
 	}
 	a := newArena(t)
-	tr := newTransport(t, quiet, mutual)
+	tr := newTransport(t, mutual)
 	l, addr := listen(t, "tcp")
 	serve(t, tr, l, pullPush(t, a))
 	c := dial(t, tr, addr)
@@ -121,7 +118,7 @@ func TestMutualTLS(t *testing.T) {
 		"without a certificate": func(c *Config) { mutual(c); c.Key = testKey; c.TLS.Certificates = nil },
 		"by another authority":  func(c *Config) { mutual(c); _, c.TLS.RootCAs = testCertificate(t) },
 	} {
-		if _, err := newTransport(t, quiet, change).Dial(t.Context(), addr); err == nil {
+		if _, err := newTransport(t, change).Dial(t.Context(), addr); err == nil {
 			t.Errorf("a client %s was taken", name)
 		}
 	}
@@ -129,10 +126,10 @@ func TestMutualTLS(t *testing.T) {
 
 // More clients get smaller windows, down to one largest payload each.
 func TestShareOfTheWindow(t *testing.T) {
-	srv := newTransport(t, quiet, func(c *Config) { c.TotalBytes, c.Bytes = 64<<20, 32<<20 })
+	srv := newTransport(t, func(c *Config) { c.TotalBytes, c.Bytes = 64<<20, 32<<20 })
 	l, addr := listen(t, "unix")
 	serve(t, srv, l, carrierHandler)
-	tr := newTransport(t, quiet, func(c *Config) { c.Streams = 1 })
+	tr := newTransport(t, func(c *Config) { c.Streams = 1 })
 	granted := func(c *Conn) uint64 {
 		c.win.mu.Lock()
 		defer c.win.mu.Unlock()
@@ -174,7 +171,7 @@ func TestShareOfTheWindow(t *testing.T) {
 
 // Peers that connect and say nothing do not keep others out for ever, nor take memory.
 func TestHandshakesAreBounded(t *testing.T) {
-	srv := newTransport(t, quiet, func(c *Config) { c.MaxHandshakes = 2 })
+	srv := newTransport(t, func(c *Config) { c.MaxHandshakes = 2 })
 	l, addr := listen(t, "tcp")
 	serve(t, srv, l, carrierHandler)
 	for range 2 {
@@ -187,7 +184,7 @@ func TestHandshakesAreBounded(t *testing.T) {
 	for srv.handshakes.Load() < 2 {
 		time.Sleep(time.Millisecond)
 	}
-	_, err := newTransport(t, quiet).Dial(t.Context(), addr)
+	_, err := newTransport(t).Dial(t.Context(), addr)
 	if err == nil || errors.Is(err, transport.ErrRefused) || !strings.Contains(err.Error(), "try again") {
 		t.Errorf("the third peer: %v", err)
 	}
@@ -195,7 +192,7 @@ func TestHandshakesAreBounded(t *testing.T) {
 
 // A server that forgot a client (it was away for longer than Linger) does not run its old requests again.
 func TestForgottenClient(t *testing.T) {
-	srv := newTransport(t, quiet)
+	srv := newTransport(t)
 	l, addr := listen(t, "unix")
 	running, release := make(chan struct{}), make(chan struct{})
 	serve(t, srv, l, func(ctx context.Context, r transport.Request) {
@@ -203,7 +200,7 @@ func TestForgottenClient(t *testing.T) {
 		<-release
 		_ = r.Reply(wire.StatusOK, nil, nil, 0)
 	})
-	c := dial(t, newTransport(t, quiet, func(c *Config) { c.Streams = 1 }), addr)
+	c := dial(t, newTransport(t, func(c *Config) { c.Streams = 1 }), addr)
 	answer := make(chan error, 1)
 	go func() {
 		_, err := c.Call(context.Background(), wire.OpTest, nil, nil, nil)
@@ -225,8 +222,8 @@ func TestOwnCRC(t *testing.T) {
 	a := newArena(t)
 	own := func(c *Config) { c.OwnCRC = func(op wire.Op) bool { return op == wire.OpTest } }
 	l, addr := listen(t, "unix")
-	serve(t, newTransport(t, quiet, own), l, pullPush(t, a))
-	c := dial(t, newTransport(t, quiet, own), addr)
+	serve(t, newTransport(t, own), l, pullPush(t, a))
+	c := dial(t, newTransport(t, own), addr)
 	src, dst := mustGet(t, a, 1<<20), mustGet(t, a, 1<<20)
 	defer src.Release()
 	defer dst.Release()
@@ -242,7 +239,7 @@ func TestOwnCRC(t *testing.T) {
 }
 
 func TestStats(t *testing.T) {
-	tr := newTransport(t, quiet)
+	tr := newTransport(t)
 	l, addr := listen(t, "unix")
 	serve(t, tr, l, carrierHandler)
 	c := dial(t, tr, addr)
@@ -255,7 +252,7 @@ func TestStats(t *testing.T) {
 	if s.Calls != 5 || s.Served != 5 || s.Clients != 1 || s.LinksUnix < 2 || s.FramesIn < 10 || s.BytesOut < 10*wire.HeaderSize || s.BadFrames != 0 {
 		t.Errorf("%+v", s)
 	}
-	if _, err := newTransport(t, quiet, func(c *Config) { c.Cluster = rfs.UUID{5} }).Dial(t.Context(), addr); err == nil {
+	if _, err := newTransport(t, func(c *Config) { c.Cluster = rfs.UUID{5} }).Dial(t.Context(), addr); err == nil {
 		t.Error("a client of another cluster was taken")
 	}
 	if n := tr.Stats().Refused; n != 1 {

@@ -28,11 +28,11 @@ func TestSuite(t *testing.T) {
 func fromOptions(t testing.TB, o transporttest.Options) transport.Transport {
 	t.Helper()
 	tr, err := New(Config{
-		Key: o.Key, Cluster: o.Cluster, Name: o.Name, Log: o.Log, OwnCRC: o.OwnCRC, OnMapEpoch: o.OnMapEpoch,
+		Key: o.Key, Cluster: o.Cluster, Name: o.Name, Log: o.Log, OnMapEpoch: o.OnMapEpoch,
 		Session:  func() rfs.SessionID { return o.Session },
 		MapEpoch: func() rfs.Epoch { return o.MapEpoch },
 		Streams:  o.Links, Messages: o.Messages, Bytes: o.Bytes, CancelWait: o.CancelWait,
-		Keepalive: o.Keepalive, Dead: o.Dead, BackoffMax: o.BackoffMax, MaxHandshakes: o.HandshakeLimit,
+		Keepalive: o.Keepalive, Dead: o.Dead, BackoffMax: o.BackoffMax,
 	})
 	if err != nil {
 		t.Fatal(err)

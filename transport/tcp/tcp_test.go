@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
 	"path/filepath"
 	"testing"
@@ -22,7 +23,7 @@ var (
 
 func newTransport(t testing.TB, change ...func(*Config)) *Transport {
 	t.Helper()
-	cfg := Config{Key: testKey, Cluster: testCluster, Name: t.Name()}
+	cfg := Config{Key: testKey, Cluster: testCluster, Name: t.Name(), Log: slog.New(slog.DiscardHandler)}
 	for _, f := range change {
 		f(&cfg)
 	}

@@ -99,8 +99,8 @@ func (n *memNet) setDown(down bool) {
 func inBubble(t *testing.T, h transport.HandlerFunc, f func(t *testing.T, n *memNet, c *Conn, srv *Transport)) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newMemNet()
-		tr := newTransport(t, quiet, func(c *Config) { c.Dial, c.Streams = n.dial, 1 })
-		srv := newTransport(t, quiet)
+		tr := newTransport(t, func(c *Config) { c.Dial, c.Streams = n.dial, 1 })
+		srv := newTransport(t)
 		ctx, cancel := context.WithCancel(context.Background())
 		var wg sync.WaitGroup
 		wg.Go(func() { _ = srv.Serve(ctx, n, h) })

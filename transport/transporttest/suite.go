@@ -28,22 +28,20 @@ import (
 
 // Options are what the suite asks of a transport. Zero fields are the implementation's defaults.
 type Options struct {
-	Key            []byte
-	Cluster        rfs.UUID
-	Name           string
-	Session        rfs.SessionID
-	MapEpoch       rfs.Epoch
-	OnMapEpoch     func(rfs.Epoch)
-	Links          int   // of a connection, where it can be chosen
-	Messages       int   // message credits that a server grants a client
-	Bytes          int64 // byte credits
-	CancelWait     time.Duration
-	Keepalive      time.Duration
-	Dead           time.Duration
-	Log            *slog.Logger
-	OwnCRC         func(wire.Op) bool
-	BackoffMax     time.Duration
-	HandshakeLimit int
+	Key        []byte
+	Cluster    rfs.UUID
+	Name       string
+	Session    rfs.SessionID
+	MapEpoch   rfs.Epoch
+	OnMapEpoch func(rfs.Epoch)
+	Links      int   // of a connection, where it can be chosen
+	Messages   int   // message credits that a server grants a client
+	Bytes      int64 // byte credits
+	CancelWait time.Duration
+	Keepalive  time.Duration
+	Dead       time.Duration
+	Log        *slog.Logger
+	BackoffMax time.Duration
 }
 
 // Fixture is an implementation under test.
