@@ -147,6 +147,7 @@ type Store struct {
 
 	recovery Recovery
 	failed   atomic.Pointer[error] // the first error after which the disk cannot be trusted
+	closed   atomic.Bool
 	sparse   bool                  // segments are not preallocated
 
 	// keys serialize changes of a shard; a shard's lock is keys[hash]. It is
@@ -444,9 +445,9 @@ func (s *Store) usable() error {
 var errClosed = errors.New("target is closed")
 
 // Close makes everything durable, marks the directory as cleanly closed and
-// lets go of it. No other method may be running, or be called after.
+// lets go of it. No other method may be running, or be called after; Close may.
 func (s *Store) Close() error {
-	if e := s.failed.Load(); e != nil && *e == errClosed {
+	if s.closed.Swap(true) {
 		return nil
 	}
 	close(s.stop)

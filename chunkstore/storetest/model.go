@@ -227,15 +227,16 @@ func RandomVersion(rng *rand.Rand, key rfs.ShardKey, tag rfs.Tag, size, k int) (
 // Compare holds a store against a state, and returns the first difference. Of
 // shards that the state does not have it looks at those of which names has keys.
 func Compare(s *chunkstore.Store, want Shards, names []rfs.ShardKey) error {
+	buf := make([]byte, 256<<10)
 	for _, key := range names {
-		if err := compareShard(s, key, Visible(want[key])); err != nil {
+		if err := compareShard(s, key, Visible(want[key]), buf); err != nil {
 			return fmt.Errorf("shard %v: %w", key, err)
 		}
 	}
 	return nil
 }
 
-func compareShard(s *chunkstore.Store, key rfs.ShardKey, want []Stored) error {
+func compareShard(s *chunkstore.Store, key rfs.ShardKey, want []Stored, buf []byte) error {
 	got, err := s.Versions(key)
 	if err != nil {
 		return err
@@ -243,7 +244,6 @@ func compareShard(s *chunkstore.Store, key rfs.ShardKey, want []Stored) error {
 	if d := diffVersions(got, want); d != nil {
 		return d
 	}
-	buf := make([]byte, chunkstore.MaxPayload)
 	for _, v := range want {
 		_, n, err := s.ReadVersion(key, v.Tag, v.Kind, buf)
 		if err != nil {
@@ -254,7 +254,7 @@ func compareShard(s *chunkstore.Store, key rfs.ShardKey, want []Stored) error {
 		}
 	}
 	data, _ := Merged(want, key.Shard, key.Shard)
-	res, err := s.Read(key, chunkstore.ReadAt{N: chunkstore.MaxPayload}, buf)
+	res, err := s.Read(key, chunkstore.ReadAt{N: uint32(len(buf))}, buf)
 	if err != nil || !res.Unresolved.IsZero() {
 		return err
 	}

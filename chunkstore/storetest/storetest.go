@@ -688,61 +688,50 @@ func testReopen(t *testing.T, o chunkstore.Options) {
 	}
 }
 
-// RandomStep changes a store and its model in some way. The model goes first
-// when before is called between the two.
-func RandomStep(rng *rand.Rand, s *chunkstore.Store, m *Model, keys []rfs.ShardKey, tag *int, size int) error {
+// RandomStep takes the model a step further and returns what does the same to
+// a store; tags are given in order. A step of many shards is many states.
+func RandomStep(rng *rand.Rand, m *Model, keys []rfs.ShardKey, tag *int, size int) func(*chunkstore.Store) error {
 	key := keys[rng.IntN(len(keys))]
 	vs := Visible(m.Now()[key])
-	pick := func(state chunkstore.State) (v Stored, ok bool) {
-		ok = len(vs) > 0
-		if ok {
-			v = vs[rng.IntN(len(vs))]
-		}
-		return v, ok && v.State == state
-	}
 	*tag++
-	switch n := rng.IntN(20); {
+	next := Tag(*tag)
+	n := rng.IntN(20)
+	switch {
 	case n < 9:
-		v, p := RandomVersion(rng, key, Tag(*tag), size, 4)
+		v, p := RandomVersion(rng, key, next, size, 4)
 		m.Put(key, v, p)
-		return s.Put(key, v, p, CRCs(key, v, p))
-	case n < 15:
-		if v, ok := pick(chunkstore.Prepared); ok {
-			m.Commit(key, v.Tag, v.Kind)
-			return s.Commit(key, v.Tag, v.Kind)
-		}
-	case n < 16:
-		if v, ok := pick(chunkstore.Prepared); ok {
-			m.DropWhere(key, func(w Stored) bool { return w.Tag == v.Tag && w.Kind == v.Kind })
-			return s.Abort(key, v.Tag, v.Kind)
-		}
-	case n < 17:
-		if v, ok := pick(chunkstore.Prepared); ok {
-			m.Retag(key, v.Tag, Tag(*tag))
-			return s.Retag(key, v.Tag, Tag(*tag))
-		}
-	case n < 18:
-		if v, ok := pick(chunkstore.Complete); ok {
-			v.Version.Repair = true
-			m.Put(key, v.Version, v.Payload)
-			return s.Put(key, v.Version, v.Payload, CRCs(key, v.Version, v.Payload))
-		}
-	case n < 19:
+		return func(s *chunkstore.Store) error { return s.Put(key, v, p, CRCs(key, v, p)) }
+	case n == 18:
 		below := Tag(max(*tag-rng.IntN(8), 1))
 		for _, k := range m.Keys(key.Inode, key.Stripe) {
 			m.DropWhere(k, func(v Stored) bool { return v.Tag.Less(below) })
 		}
-		return s.Trim(key.Inode, key.Stripe, below)
-	default:
-		if rng.IntN(3) > 0 {
-			break
-		}
+		return func(s *chunkstore.Store) error { return s.Trim(key.Inode, key.Stripe, below) }
+	case n == 19 && rng.IntN(3) == 0:
 		for _, k := range m.Keys(key.Inode, 0) {
 			m.DropWhere(k, func(Stored) bool { return true })
 		}
-		return s.Delete(key.Inode)
+		return func(s *chunkstore.Store) error { return s.Delete(key.Inode) }
+	case n == 19 || len(vs) == 0:
+		return func(*chunkstore.Store) error { return nil }
 	}
-	return nil
+	v := vs[rng.IntN(len(vs))]
+	switch prepared := v.State == chunkstore.Prepared; {
+	case n == 15 && prepared:
+		m.DropWhere(key, func(w Stored) bool { return w.Tag == v.Tag && w.Kind == v.Kind })
+		return func(s *chunkstore.Store) error { return s.Abort(key, v.Tag, v.Kind) }
+	case n == 16 && prepared:
+		m.Retag(key, v.Tag, next)
+		return func(s *chunkstore.Store) error { return s.Retag(key, v.Tag, next) }
+	case n == 17:
+		v.Version.Repair = true
+		m.Put(key, v.Version, v.Payload)
+		return func(s *chunkstore.Store) error {
+			return s.Put(key, v.Version, v.Payload, CRCs(key, v.Version, v.Payload))
+		}
+	}
+	m.Commit(key, v.Tag, v.Kind)
+	return func(s *chunkstore.Store) error { return s.Commit(key, v.Tag, v.Kind) }
 }
 
 // Keys returns shards for a random history: of a few inodes, stripes and members.
@@ -763,7 +752,7 @@ func testRandomHistory(t *testing.T, o chunkstore.Options) {
 		rng := rand.New(rand.NewPCG(seed, 8))
 		m, keys, tag := NewModel(), Keys(), 0
 		for i := range 250 {
-			if err := RandomStep(rng, s, m, keys, &tag, 30000); err != nil {
+			if err := RandomStep(rng, m, keys, &tag, 30000)(s); err != nil {
 				t.Fatalf("seed %d step %d: %v", seed, i, err)
 			}
 			if rng.IntN(10) == 0 {
