@@ -383,7 +383,10 @@ func (t *modelTarget) read(r wire.Read, dst []byte) (wire.Status, []byte, int) {
 	if r.Flags&wire.FlagOverlays != 0 {
 		want = r.Want
 	}
-	data := bytes.Clone(b.data)
+	data := b.data
+	if len(above) > 0 {
+		data = bytes.Clone(data)
+	}
 	var over extents
 	for _, v := range above {
 		at := uint32(0)
