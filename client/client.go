@@ -79,6 +79,9 @@ type Config struct {
 	// CallTimeout is how long a target may take for one answer before it is
 	// reported and done without. Default: 10 s.
 	CallTimeout time.Duration
+	// SlowRead is the least time that a READ gets before its target counts as slow,
+	// and the bytes are rebuilt from others: when it takes four times as long as usual, and longer than this. Default: 250 ms.
+	SlowRead time.Duration
 	// WriteBehind is how old dirty bytes get before they are written without
 	// being asked for. Default: 5 s.
 	WriteBehind time.Duration
@@ -102,11 +105,14 @@ func (c *Config) defaults() error {
 	if c.Memory < 8<<20 {
 		errs = append(errs, fmt.Errorf("client: memory of %d bytes: want at least %d", c.Memory, 8<<20))
 	}
-	if c.Soft < 0 || c.CallTimeout < 0 || c.WriteBehind < 0 {
+	if c.Soft < 0 || c.CallTimeout < 0 || c.WriteBehind < 0 || c.SlowRead < 0 {
 		errs = append(errs, errors.New("client: a timeout is negative"))
 	}
 	if c.CallTimeout == 0 {
 		c.CallTimeout = 10 * time.Second
+	}
+	if c.SlowRead == 0 {
+		c.SlowRead = 250 * time.Millisecond
 	}
 	if c.WriteBehind == 0 {
 		c.WriteBehind = 5 * time.Second

@@ -59,9 +59,9 @@ type inode struct {
 // touch is what a slot's targets took of an inode since its last SYNC.
 type touch struct {
 	epoch rfs.Epoch
-	// suspect are members that were down or syncing at some time since. More than
-	// m of them may have lost what they acknowledged before anybody else read it.
-	suspect rfs.ShardSet
+	// away is the most members that were down or syncing at one time since. If it is
+	// more than m, nobody may have what they acknowledged and lost.
+	away int
 }
 
 func newInode(fs *FS, a *raftmeta.Attr) *inode {
@@ -373,7 +373,7 @@ func (ino *inode) learn(a *raftmeta.Attr) {
 	}
 }
 
-// suspect notes which members of the slots that took unsynced bytes are not readable in a new map.
+// suspect notes how many members of the slots that took unsynced bytes are not readable in a new map.
 func (ino *inode) suspect(m *placement.Map) {
 	ino.mu.Lock()
 	defer ino.mu.Unlock()
@@ -387,11 +387,13 @@ func (ino *inode) suspect(m *placement.Map) {
 			continue
 		}
 		t.epoch = s.Epoch
+		away := 0
 		for i := range s.Members {
 			if !m.Readable(s, i) {
-				t.suspect.Add(uint8(i))
+				away++
 			}
 		}
+		t.away = max(t.away, away)
 	}
 }
 

@@ -299,9 +299,11 @@ func (r *fetch) run(ctx context.Context) error {
 				return err
 			}
 		}
+		// What was read before a version was settled may be of before that version: all are read again.
+		settled := r.any(pieceUnresolved)
 		for i := range r.pieces {
-			if r.pieces[i].state != pieceRead {
-				r.pieces[i].state = pieceIdle
+			if pc := &r.pieces[i]; pc.state != pieceRead || settled && pc.buf != nil {
+				pc.state = pieceIdle
 			}
 		}
 	}
@@ -381,12 +383,9 @@ func (r *fetch) await(cancel context.CancelFunc, open int) {
 	}
 }
 
-// slowMin is the least time that a READ gets before it counts as slow.
-const slowMin = 250 * time.Millisecond
-
 // patience is how long the slot's data targets may take for a READ: four times what they do.
 func (r *fetch) patience() time.Duration {
-	d := slowMin
+	d := r.ino.fs.cfg.SlowRead
 	for i := range r.pieces {
 		d = max(d, 4*r.ino.fs.targets.mean(r.slot.Members[i]))
 	}

@@ -19,7 +19,7 @@ import (
 // A target that is lost, or restarts, before its SYNC may have lost what it
 // acknowledged: the others of the slot have it, and it compares with them before
 // it serves again, so SYNC need succeed only on those that are live. Only if more
-// than m members of a slot were away since may bytes be gone; then sync fails.
+// than m members of a slot were away at one time may bytes be lost; then sync fails.
 func (ino *inode) sync(ctx context.Context) error {
 	ctx, done := ino.fs.patience(ctx)
 	defer done()
@@ -91,7 +91,6 @@ func (ino *inode) mustSync(m *placement.Map, pool *placement.Pool, touched map[r
 	want := map[rfs.TargetID]bool{}
 	for id, t := range touched {
 		s := &pool.Slots[id]
-		away := 0
 		for i := range s.Members {
 			if m.IsUp(s.Members[i]) {
 				want[s.Members[i]] = true
@@ -99,13 +98,10 @@ func (ino *inode) mustSync(m *placement.Map, pool *placement.Pool, touched map[r
 			if in := s.IncomingAt(i); m.IsUp(in) {
 				want[in] = true
 			}
-			if t.suspect.Has(uint8(i)) || s.Epoch != t.epoch && !m.Readable(s, i) {
-				away++
-			}
 		}
-		if away > int(ino.layout.M) {
-			return nil, fmt.Errorf("%d targets of slot %d were lost since the write, more than its %d parity shards cover: bytes may be gone: %w",
-				away, id, ino.layout.M, rfs.ErrUnavailable)
+		if t.away > int(ino.layout.M) {
+			return nil, fmt.Errorf("%d targets of slot %d were away at one time since the write, more than its %d parity shards cover: bytes may be lost: %w",
+				t.away, id, ino.layout.M, rfs.ErrUnavailable)
 		}
 	}
 	return want, nil
