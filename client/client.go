@@ -275,6 +275,12 @@ func (fs *FS) mapChanged(m *placement.Map) {
 
 // refresh asks for the newest map. Without an answer the one that is known has to do, until ctx ends.
 func (fs *FS) refresh(ctx context.Context) error {
+	_, err := fs.refreshed(ctx)
+	return err
+}
+
+// refreshed is refresh that says whether the service answered.
+func (fs *FS) refreshed(ctx context.Context) (bool, error) {
 	attempt, cancel := context.WithTimeout(ctx, fs.cfg.CallTimeout)
 	defer cancel()
 	m, err := fs.meta.RefreshMap(attempt)
@@ -282,9 +288,9 @@ func (fs *FS) refresh(ctx context.Context) error {
 		fs.mapChanged(m)
 	}
 	if ctx.Err() != nil {
-		return ended(ctx)
+		return false, ended(ctx)
 	}
-	return nil
+	return err == nil, nil
 }
 
 // newMap returns a channel that is closed when the map changes after the call.

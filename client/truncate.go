@@ -132,31 +132,38 @@ func (ino *inode) sweep(ctx context.Context, from uint32, tag rfs.Tag) error {
 
 // eachTarget calls f for all targets of a pool that are up, at once, and again
 // for those that fail, until each has succeeded or is down.
+//
+// No epoch of a slot guards these calls, so a map that is out of date would leave
+// out a target that has just come back, and may have compared itself with its
+// peers before they were called. So it ends only with a map that was asked for
+// after the last call: who comes back later than that finds what the peers did.
 func (fs *FS) eachTarget(ctx context.Context, pool rfs.PoolID, f func(ctx context.Context, t rfs.TargetID, pool *placement.Pool) (wire.Status, error)) error {
 	done := map[rfs.TargetID]bool{}
 	var back backoff
-	for {
+	for sure := false; ; {
 		news := fs.newMap()
 		m := fs.Map()
 		p := m.Pool(pool)
 		if p == nil {
 			return fmt.Errorf("pool %d: not in the cluster map: %w", pool, rfs.ErrStale)
 		}
-		missing, err := fs.roundOf(ctx, m, p, done, f)
-		if err != nil || missing == 0 {
+		called, missing, err := fs.roundOf(ctx, m, p, done, f)
+		if err != nil || called == 0 && sure {
 			return err
 		}
-		if err := fs.pause(ctx, back.next(), news); err != nil {
-			return err
+		if missing > 0 {
+			if err := fs.pause(ctx, back.next(), news); err != nil {
+				return err
+			}
 		}
-		if err := fs.refresh(ctx); err != nil {
+		if sure, err = fs.refreshed(ctx); err != nil {
 			return err
 		}
 	}
 }
 
-// roundOf asks each target that is up and not done yet, and returns how many of them are still not.
-func (fs *FS) roundOf(ctx context.Context, m *placement.Map, p *placement.Pool, done map[rfs.TargetID]bool, f func(context.Context, rfs.TargetID, *placement.Pool) (wire.Status, error)) (missing int, err error) {
+// roundOf calls each target that is up and not done yet, and returns how many those were, and how many of them are still not.
+func (fs *FS) roundOf(ctx context.Context, m *placement.Map, p *placement.Pool, done map[rfs.TargetID]bool, f func(context.Context, rfs.TargetID, *placement.Pool) (wire.Status, error)) (called, missing int, err error) {
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	var errs []error
@@ -165,6 +172,7 @@ func (fs *FS) roundOf(ctx context.Context, m *placement.Map, p *placement.Pool, 
 		if done[t] || !m.IsUp(t) {
 			continue
 		}
+		called++
 		missing++
 		wg.Go(func() {
 			ctx, cancel := context.WithTimeout(ctx, fs.cfg.CallTimeout)
@@ -188,7 +196,7 @@ func (fs *FS) roundOf(ctx context.Context, m *placement.Map, p *placement.Pool, 
 	}
 	mu.Unlock()
 	wg.Wait()
-	return missing, errors.Join(errs...)
+	return called, missing, errors.Join(errs...)
 }
 
 // members returns the targets of a pool, once each.
