@@ -187,4 +187,5 @@ func (s *Server) revive(ctx context.Context, t *target) {
 	}
 	s.log.Info("target was declared down; it comes back to be synced", "target", t.name)
 	t.down.Store(false)
+	s.refreshMap(ctx, s.cmap.Load().Epoch+1)
 }

@@ -76,7 +76,7 @@ func (l *lead) planFold(ctx context.Context, t *target) (*folding, error) {
 	if err != nil {
 		return nil, err
 	}
-	floor := stripe.Highest(vs)
+	floor := foldFloor(vs)
 	if _, err := l.settleLocked(ctx, floor); err != nil {
 		return nil, err
 	}
@@ -100,6 +100,17 @@ func (l *lead) planFold(ctx context.Context, t *target) (*folding, error) {
 	}
 	f.id = stripe.ID{Tag: f.overlays[len(f.overlays)-1].Tag, Kind: wire.Full}
 	return f, f.lengths()
+}
+
+// foldFloor is up to where to fold: the last overlay known complete. What is on
+// its way above that is left alone.
+func foldFloor(vs []stripe.Version) (t rfs.Tag) {
+	for i := range vs {
+		if vs[i].Kind == wire.Partial && vs[i].State == wire.Complete {
+			t = maxTag(t, vs[i].Tag)
+		}
+	}
+	return t
 }
 
 // lengths checks that all members have the base, and works out how long the new shards are.

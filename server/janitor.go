@@ -151,10 +151,11 @@ func (s *Server) tidy(t *target, x stripe.Stripe, it item) (done bool) {
 	defer cancel()
 	since := time.Since(it.last)
 	if tag := highestPrepared(vs); !tag.IsZero() {
-		if since < s.opts.ResolveAfter && !it.due {
+		aged := since >= s.opts.ResolveAfter || it.due
+		if !aged && it.overlays <= s.opts.Fold.Overlays {
 			return false
 		}
-		if s.askLeader(ctx, m, pool, sl, leader, x, tag, 0) != nil {
+		if aged && s.askLeader(ctx, m, pool, sl, leader, x, tag, 0) != nil {
 			return false
 		}
 		if vs, err = t.versions(rfs.ShardKey{Inode: x.Inode, Stripe: x.Stripe, Shard: it.shard}); err != nil {
