@@ -168,7 +168,7 @@ func newTestCluster(t testing.TB, scheme string, targets int, change ...func(*Op
 		f(&c.opts)
 	}
 	key := bytes.Repeat([]byte{9}, 32)
-	if c.tr, err = tcp.New(tcp.Config{Key: key, Cluster: c.id, Name: "test", Streams: 1}); err != nil {
+	if c.tr, err = tcp.New(tcp.Config{Key: key, Cluster: c.id, Name: "test", Streams: 1, Log: c.opts.Log}); err != nil {
 		t.Fatal(err)
 	}
 	c.opts.Transport = c.tr
@@ -276,7 +276,9 @@ func (c *cluster) spread() {
 
 // down declares a daemon's target down.
 func (c *cluster) down(d *daemon) {
-	c.meta.change(c.t, func(m *placement.Map) (*placement.Map, error) { return placement.SetTargetState(m, placement.Down, d.id) })
+	c.meta.change(c.t, func(m *placement.Map) (*placement.Map, error) {
+		return placement.SetTargetState(m, placement.Down, d.id)
+	})
 	c.spread()
 }
 

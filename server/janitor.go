@@ -168,7 +168,11 @@ func (s *Server) tidy(t *target, x stripe.Stripe, it item) (done bool) {
 	if !s.opts.Fold.Want(vs, since) {
 		return since >= s.opts.Fold.Idle
 	}
-	return s.newLead(m, pool, sl, x).fold(ctx, t) == nil
+	if err := s.newLead(m, pool, sl, x).fold(ctx, t); err != nil {
+		s.log.Debug("stripe not folded", "inode", x.Inode, "stripe", x.Stripe, "err", err)
+		return false
+	}
+	return true
 }
 
 func highestPrepared(vs []stripe.Version) (t rfs.Tag) {

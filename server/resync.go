@@ -162,10 +162,13 @@ func (s *Server) compareSlot(ctx context.Context, t *target, m *placement.Map, p
 			return failed
 		}
 		s.counts.compared.Add(1)
+		all := unsure(&v, held, me)
 		floor := rfs.Tag{}
-		if unsure(&v, held, me) {
-			for _, vs := range held {
-				floor = maxTag(floor, stripe.Highest(vs))
+		for _, vs := range held {
+			for i := range vs {
+				if all || vs[i].State == wire.Complete {
+					floor = maxTag(floor, vs[i].Tag)
+				}
 			}
 		}
 		if p := stripe.Decide(&v, floor, t.store.Floor(x.Inode, x.Stripe), held); p.Empty() {
@@ -193,16 +196,16 @@ func (s *Server) compareSlot(ctx context.Context, t *target, m *placement.Map, p
 	}
 }
 
-// unsure reports whether, of some version not known complete, this member has
-// a part and others do not, or the other way round: it may be complete and not
-// known to be. One that all hold is a write under way, and comes to this member as to all.
+// unsure reports whether, of some version that no readable member says is
+// complete, this member has a part and others do not, or the other way round: it
+// may be complete and not known to be, or be gone. One that all hold is a write under way, and comes to this member as to all.
 func unsure(v *stripe.View, held [][]stripe.Version, me int) bool {
 	has := func(i int, id stripe.ID) bool {
 		return slices.ContainsFunc(held[i], func(x stripe.Version) bool { return x.ID == id })
 	}
-	for i := range held {
+	for i, holder := range v.Members {
 		for _, x := range held[i] {
-			if x.State == wire.Complete || !x.W.Has(v.Members[me].Pos) {
+			if x.State == wire.Complete && holder.Readable || !x.W.Has(v.Members[me].Pos) {
 				continue
 			}
 			for j, m := range v.Members {

@@ -115,7 +115,7 @@ func (p *Plan) Empty() bool {
 // whoever still has them.
 //
 // It goes downward from the newest version. The first Full that is or becomes
-// complete ends it: all below is superseded.
+// complete ends it, even one above the floor: all below is superseded.
 func Decide(v *View, floor, trimmed rfs.Tag, held [][]Version) (p Plan) {
 	for _, id := range slices.Backward(ids(held)) {
 		s := survey(v, id, held)
@@ -124,8 +124,8 @@ func Decide(v *View, floor, trimmed rfs.Tag, held [][]Version) (p Plan) {
 			p.drop(s)
 			continue
 		}
-		if !s.complete && floor.Less(id.Tag) {
-			continue // it may still be on its way: its writer will say
+		if floor.Less(id.Tag) && !(s.complete && id.Kind == wire.Full) {
+			continue // no one has promised anything: members were asked at different moments
 		}
 		switch {
 		case s.complete && s.buildable:
@@ -379,6 +379,9 @@ func (r *Resolver) decide() []Action {
 		return r.answer(false)
 	}
 	r.plan = Decide(r.view, r.floor, r.trimmed, r.held)
+	if r.plan.Blocked && r.round+1 < maxRounds {
+		return r.again() // what blocks may have changed while the members were asked
+	}
 	r.sum.Forward += r.plan.Result.Forward
 	r.sum.Back += r.plan.Result.Back
 	r.sum.Lost += r.plan.Result.Lost
