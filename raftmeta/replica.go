@@ -298,6 +298,9 @@ func (r *Replica) start(self identity) error {
 		return err
 	}
 	r.self.Store(&self)
+	if r.st.index > 0 && r.st.members.member(self.id) == nil {
+		r.removed()
+	}
 	r.links.update(r.st.members.Members)
 	return nil
 }
