@@ -41,7 +41,7 @@ func TestRandomIO(t *testing.T) {
 					model = append(model, make([]byte, n-len(model))...)
 				}
 			}
-			for i := range 60 {
+			for i := range 40 {
 				n, off := 1+r.IntN(1<<(4+r.IntN(18))), r.IntN(most-(3<<20))
 				if flags == unix.O_DIRECT {
 					n, off = (n+4095)&^4095, off&^4095

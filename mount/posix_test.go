@@ -34,13 +34,6 @@ func posix(t *testing.T) string {
 	return dir
 }
 
-func check(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
 // want fails unless err is errno (0: no error).
 func want(t *testing.T, what string, err error, errno syscall.Errno) {
 	t.Helper()
@@ -380,7 +373,7 @@ func TestRenameIsAtomicForReaders(t *testing.T) {
 	var wg sync.WaitGroup
 	for w := range 2 {
 		wg.Go(func() {
-			for i := range 40 {
+			for i := range 25 {
 				tmp := fmt.Sprintf("%s/.tmp%d", d, w)
 				if err := errors.Join(os.WriteFile(tmp, bytes.Repeat([]byte{'0' + byte(i%10)}, 100), 0o644), os.Rename(tmp, d+"/f")); err != nil {
 					t.Error(err)

@@ -1,4 +1,4 @@
-package mount_test
+package mounttest
 
 import (
 	"context"
@@ -16,6 +16,7 @@ import (
 // A cluster is what the serving process mounts: metadata replicas and targets in the process itself, as `rfs dev` has them.
 type cluster struct {
 	dev *node.DevCluster
+	log *slog.Logger
 }
 
 // startTime bounds how long a cluster may take to start or stop, on a machine that does much else.
@@ -29,7 +30,7 @@ func startCluster(dir string) (*cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start a cluster: %w", err)
 	}
-	return &cluster{dev}, nil
+	return &cluster{dev, log}, nil
 }
 
 func (c *cluster) close() error { return c.dev.Close() }
@@ -38,7 +39,9 @@ func (c *cluster) close() error { return c.dev.Close() }
 func (c *cluster) client(o mount.Options) (*client.FS, func() error, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), startTime)
 	defer cancel()
-	conn, err := c.dev.Connect()
+	cfg := c.dev.ClientConfig()
+	cfg.Soft, cfg.Timeout.Duration = o.Soft, o.Timeout
+	conn, err := node.Connect(cfg, c.log)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -53,10 +56,14 @@ func (c *cluster) client(o mount.Options) (*client.FS, func() error, error) {
 	}, nil
 }
 
-func (c *cluster) stopTarget(i int) error { return c.dev.StopTarget(i) }
-
 func (c *cluster) startTarget(i int) error {
 	ctx, cancel := context.WithTimeout(context.Background(), startTime)
 	defer cancel()
 	return c.dev.StartTarget(ctx, i)
+}
+
+func (c *cluster) startMeta(i int) error {
+	ctx, cancel := context.WithTimeout(context.Background(), startTime)
+	defer cancel()
+	return c.dev.StartMeta(ctx, i)
 }
