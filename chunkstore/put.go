@@ -161,7 +161,7 @@ func (s *Store) put(key rfs.ShardKey, v Version, payload []byte, crcs []uint32) 
 
 // store does what is left of a Put under the key's lock:
 //
-//	allocate; write the payload
+//	allocate; write the payload; a copy that takes another's place is flushed
 //	barrier shared: take a seq; write the header; change the index
 //
 // so that a Sync, which takes the barrier, finds of each change either nothing
@@ -187,6 +187,14 @@ func (s *Store) store(w *scratch, key rfs.ShardKey, v Version, payload []byte, c
 				s.unallocate(ext)
 			} // else the place is bad: it stays taken until the store is opened again
 			return err
+		}
+	}
+	if old != nil {
+		// The new copy must not be lost where the old one, which may have been
+		// synced and of which most blocks may be good, is forgotten.
+		if err := g.data.Sync(); err != nil {
+			s.fail(diskError("flush", err))
+			return s.usable()
 		}
 	}
 	s.barrier.RLock()

@@ -148,7 +148,7 @@ type Store struct {
 	recovery Recovery
 	failed   atomic.Pointer[error] // the first error after which the disk cannot be trusted
 	closed   atomic.Bool
-	sparse   bool                  // segments are not preallocated
+	sparse   bool // segments are not preallocated
 
 	// keys serialize changes of a shard; a shard's lock is keys[hash]. It is
 	// held while a Put writes.

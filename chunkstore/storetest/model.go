@@ -65,8 +65,10 @@ func (m *Model) Put(key rfs.ShardKey, v chunkstore.Version, payload []byte) {
 		if !v.Repair {
 			return
 		}
-		v.State = max(v.State, vs[i].State)
-		vs = slices.Delete(vs, i, i+1)
+		// A repair is not lost where its first copy was not.
+		vs[i].Payload = payload
+		m.step(key, vs)
+		return
 	}
 	m.step(key, append(vs, Stored{Version: v, Payload: payload, At: len(m.States)}))
 }

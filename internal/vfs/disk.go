@@ -90,8 +90,33 @@ type node struct {
 	pending      map[int64][]sector
 	pendingSizes []int64
 
-	// Of a directory.
+	// Of a directory: now, what is durable, and the changes between, in order. A
+	// crash finds a prefix of them, as file systems that journal names do: one that
+	// found any subset would lose a file that was created under a new name before
+	// the old one was removed.
 	names, durableNames map[string]*node
+	journal             []nameChange
+}
+
+// A nameChange sets a name to a file (nil: none) and removes another ("": none), at once.
+type nameChange struct {
+	set  string
+	n    *node
+	gone string
+}
+
+func (c nameChange) apply(names map[string]*node) {
+	names[c.set] = c.n
+	if c.n == nil {
+		delete(names, c.set)
+	}
+	delete(names, c.gone)
+}
+
+// change changes the names of a directory.
+func (n *node) change(c nameChange) {
+	c.apply(n.names)
+	n.journal = append(n.journal, c)
 }
 
 func newFile() *node {
@@ -170,9 +195,10 @@ func orZero(s sector) sector {
 
 // Crash says what a crash does to what was not flushed.
 type Crash struct {
-	// Keep is how many percent of the sectors, names and sizes that were not
-	// flushed are found as they were, or as one of the writes since the last
-	// flush left them, rather than as they were at that flush.
+	// Keep is how many percent of the sectors and sizes that were not flushed are
+	// found as they were, or as one of the writes since the last flush left
+	// them, rather than as they were at that flush; of the changes of names in a
+	// directory it is the chance of each, given those before it.
 	Keep int
 	// Tear is how many percent of the sectors that are kept hold the new bytes
 	// only up to some point.
@@ -229,16 +255,15 @@ func (c *crash) node(n *node) *node {
 }
 
 func (c *crash) names(n, m *node) {
-	all := maps.Clone(n.durableNames)
-	maps.Copy(all, n.names)
-	for _, name := range slices.Sorted(maps.Keys(all)) {
-		old, now := n.durableNames[name], n.names[name]
-		if old != now && c.keeps() {
-			old = now
+	names := maps.Clone(n.durableNames)
+	for _, change := range n.journal {
+		if !c.keeps() {
+			break
 		}
-		if old != nil {
-			m.names[name] = c.node(old)
-		}
+		change.apply(names)
+	}
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		m.names[name] = c.node(names[name])
 	}
 	m.durableNames = maps.Clone(m.names)
 }
@@ -361,7 +386,7 @@ func (d *Disk) Create(name string) (File, error) {
 	n := dir.names[last]
 	if n == nil {
 		n = newFile()
-		dir.names[last] = n
+		dir.change(nameChange{set: last, n: n})
 	} else if n.dir {
 		return nil, &os.PathError{Op: "create", Path: name, Err: syscall.EISDIR}
 	} else {
@@ -426,7 +451,7 @@ func (d *Disk) Remove(name string) error {
 	if len(n.names) > 0 {
 		return &os.PathError{Op: "remove", Path: name, Err: syscall.ENOTEMPTY}
 	}
-	delete(dir.names, last)
+	dir.change(nameChange{set: last})
 	d.used -= int64(len(n.now)) * SectorSize // of a file with two names too early; nothing here links but Pebble's checkpoints
 	return nil
 }
@@ -469,9 +494,14 @@ func (d *Disk) link(oldname, newname string, move bool) error {
 	case move && from == to && old == name:
 		return nil
 	}
-	to.names[name] = n
-	if move {
-		delete(from.names, old)
+	switch {
+	case !move:
+		to.change(nameChange{set: name, n: n})
+	case from == to:
+		to.change(nameChange{set: name, n: n, gone: old})
+	default:
+		to.change(nameChange{set: name, n: n})
+		from.change(nameChange{set: old})
 	}
 	return nil
 }
@@ -531,8 +561,20 @@ func (d *Disk) SyncDir(dir string) error {
 	if err != nil {
 		return err
 	}
-	n.durableNames = maps.Clone(n.names)
+	n.durableNames, n.journal = maps.Clone(n.names), nil
 	return nil
+}
+
+// syncName makes the name of a file durable that Pebble has synced. POSIX does
+// not say so, but ext4, XFS and btrfs do it, and Pebble counts on it: it points
+// its marker at a manifest whose directory it has not synced yet.
+func (d *Disk) syncName(name string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if dir, last, err := d.walk("sync", name); err == nil && dir.names[last] != nil {
+		dir.durableNames[last] = dir.names[last]
+		dir.journal = slices.DeleteFunc(dir.journal, func(c nameChange) bool { return c.set == last && c.gone == "" })
+	}
 }
 
 // Lock is as in FS.

@@ -148,7 +148,11 @@ func (f *pebbleFile) Sync() error {
 	if f.File == nil {
 		return f.fs.SyncDir(f.name)
 	}
-	return f.File.Sync()
+	err := f.File.Sync()
+	if d, ok := f.fs.(*Disk); ok && err == nil {
+		d.syncName(f.name)
+	}
+	return err
 }
 
 func (f *pebbleFile) Close() error {
