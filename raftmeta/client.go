@@ -222,14 +222,15 @@ func (c *Client) query(ctx context.Context, q *metapb.Query, lend int) (*metapb.
 // asked next. One that does not answer, or knows no leader, gives way to the
 // next; after each time round all of them there is a pause.
 func (c *Client) do(ctx context.Context, op wire.Op, req proto.Message, rep *metapb.Response, lend int) error {
-	if c.cfg.Timeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, c.cfg.Timeout)
-		defer cancel()
-	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(c.ctx, func() { cancel(transport.ErrClosed) })()
+	answered := func() {}
+	if c.cfg.Timeout > 0 {
+		soft := time.AfterFunc(c.cfg.Timeout, func() { cancel(context.DeadlineExceeded) })
+		defer soft.Stop()
+		answered = func() { soft.Reset(c.cfg.Timeout) }
+	}
 
 	said := map[*peer]error{}
 	wait, pause, fails := firstAttempt, firstPause, 0
@@ -241,6 +242,7 @@ func (c *Client) do(ctx context.Context, op wire.Op, req proto.Message, rep *met
 		done()
 		switch {
 		case err == nil && rep.GetPending():
+			answered()
 			fails = 0
 			continue
 		case err == nil && st == wire.StatusNotLeader:
@@ -258,9 +260,6 @@ func (c *Client) do(ctx context.Context, op wire.Op, req proto.Message, rep *met
 			if ctx.Err() != nil {
 				break
 			}
-			if errors.Is(err, transport.ErrRefused) {
-				c.log.Warn("metadata replica refused the connection", "replica", p.addr, "err", err)
-			}
 			if late {
 				wait = min(2*wait, lastAttempt)
 			}
@@ -268,11 +267,28 @@ func (c *Client) do(ctx context.Context, op wire.Op, req proto.Message, rep *met
 			c.pass(p)
 		}
 		if fails++; fails%c.peerCount() == 0 {
+			if err := c.refused(op, said); err != nil {
+				return err
+			}
 			sleep(ctx, pause/2+rand.N(pause))
 			pause = min(2*pause, lastPause)
 		}
 	}
 	return c.unavailable(ctx, op, said)
+}
+
+// refused is the error when every replica refuses to speak with this client at
+// all: the key or the version is wrong, and waiting does not help.
+func (c *Client) refused(op wire.Op, said map[*peer]error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var last error
+	for _, p := range c.peers {
+		if last = said[p]; !errors.Is(last, transport.ErrRefused) {
+			return nil
+		}
+	}
+	return fmt.Errorf("metadata %v: %w", op, last)
 }
 
 // status turns an answer other than OK into an error.

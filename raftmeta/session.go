@@ -94,7 +94,10 @@ func (c *Client) CloseSession(ctx context.Context) error {
 	}
 	c.closes.drain(ctx)
 	s.stop()
-	<-s.done
+	select {
+	case <-s.done:
+	case <-ctx.Done(): // an event is still being handled; Close ends it
+	}
 	c.mu.Lock()
 	c.sess = nil
 	c.mu.Unlock()
@@ -126,15 +129,12 @@ func (s *session) end(err error) {
 func (c *Client) poll(ctx context.Context, s *session) {
 	var running sync.WaitGroup
 	defer running.Wait()
-	seen := uint64(0)
+	seen, told := uint64(0), uint32(0)
 	for ctx.Err() == nil {
 		sent := time.Now()
 		s.mu.Lock()
-		req := &metapb.EventsRequest{Cluster: c.clusterBytes(), Session: uint32(s.id), Seen: seen, Wait: int64(s.lease / 6)}
+		req := &metapb.EventsRequest{Cluster: c.clusterBytes(), Session: uint32(s.id), Seen: seen, MapEpoch: told, Wait: int64(s.lease / 6)}
 		s.mu.Unlock()
-		if m := c.maps.get(); m != nil {
-			req.MapEpoch = uint32(m.Epoch)
-		}
 		rep := new(metapb.Response)
 		err := c.do(ctx, wire.OpEvents, req, rep, 0)
 		switch {
@@ -149,7 +149,8 @@ func (c *Client) poll(ctx context.Context, s *session) {
 			continue
 		}
 		s.renew(sent, time.Duration(rep.GetLease()))
-		if rep.GetMapEpoch() > req.MapEpoch {
+		if rep.GetMapEpoch() > told {
+			told = rep.GetMapEpoch()
 			running.Go(func() { c.mapChanged(ctx, s, rfs.Epoch(rep.GetMapEpoch())) })
 		}
 		for _, e := range rep.GetEvents() {
@@ -166,14 +167,18 @@ func (c *Client) clusterBytes() []byte {
 	return c.cfg.Cluster[:]
 }
 
+// mapChanged fetches the map of the epoch or a newer one, and tells the owner.
 func (c *Client) mapChanged(ctx context.Context, s *session, e rfs.Epoch) {
-	old := c.maps.get()
-	m, err := c.Map(ctx, e)
-	if err != nil || (old != nil && old.Epoch >= m.Epoch) {
-		return // the next poll says it again
-	}
-	if s.events.MapChanged != nil {
-		s.events.MapChanged(m)
+	for ctx.Err() == nil {
+		m, err := c.Map(ctx, e)
+		if err != nil {
+			sleep(ctx, lastPause)
+			continue
+		}
+		if s.events.MapChanged != nil {
+			s.events.MapChanged(m)
+		}
+		return
 	}
 }
 
@@ -213,8 +218,13 @@ func (q *closeQueue) init() {
 	q.drained = sync.NewCond(&q.mu)
 }
 
-// maxCloses bounds what one command closes.
-const maxCloses = 256
+const (
+	// maxCloses bounds what one command closes.
+	maxCloses = 256
+	// closeDelay is how long a close waits for others: one by one, each would
+	// take a sync of the log's from the command that comes next.
+	closeDelay = 5 * time.Millisecond
+)
 
 func (q *closeQueue) add(ino rfs.InodeID, mode OpenMode) {
 	q.mu.Lock()
@@ -267,6 +277,7 @@ func (c *Client) flushCloses(ctx context.Context, id rfs.SessionID) {
 		case <-ctx.Done():
 			return
 		}
+		sleep(ctx, closeDelay)
 		for files := c.closes.take(); len(files) > 0; files = c.closes.take() {
 			_, err := c.command(ctx, &metapb.Command{Session: uint32(id), Op: &metapb.Command_Close{Close: &metapb.Close{Files: files}}})
 			if errors.Is(err, rfs.ErrSessionLost) || ctx.Err() != nil {

@@ -215,7 +215,7 @@ type Recall struct {
 // Events are called by a Client that has a session, each on a goroutine of its
 // own; nil is allowed.
 type Events struct {
-	// MapChanged: the map rose to the epoch; Client.Map has it.
+	// MapChanged: the map has a higher epoch than this was called with before; Client.Map has it.
 	MapChanged func(*placement.Map)
 	// Recall: flush and Commit what is dirty, use r.Mode from now on, return.
 	// The client library acknowledges when it returns.
