@@ -304,25 +304,29 @@ func (m *Map) Leader(p *Pool, s *Slot) int {
 	return -1
 }
 
-// Live returns how many members of s take part in writes.
+// Live returns how many positions of s have a target that takes part in
+// writes: the member, or the one that takes its place.
 func (m *Map) Live(s *Slot) int {
 	n := 0
 	for i := range s.Members {
-		if m.Writable(s, i) {
+		if m.Writable(s, i) || m.IsUp(s.IncomingAt(i)) {
 			n++
 		}
 	}
 	return n
 }
 
-// CanWrite reports whether s has enough live members for a write: k+1, so that
+// CanWrite reports whether s has enough live positions for a write: k+1, so that
 // one more may be lost before the writer knows; k if there is but one parity.
 func (m *Map) CanWrite(p *Pool, s *Slot) bool {
-	need := int(p.Scheme.K)
+	return m.Live(s) >= p.needLive()
+}
+
+func (p *Pool) needLive() int {
 	if p.Scheme.M > 1 {
-		need++
+		return int(p.Scheme.K) + 1
 	}
-	return m.Live(s) >= need
+	return int(p.Scheme.K)
 }
 
 // domain returns the failure domains of a target: rack and rack/host. A target

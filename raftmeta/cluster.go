@@ -94,6 +94,9 @@ func (s *state) registerTarget(op *metapb.RegisterTarget) (*placement.Map, error
 	}
 	old := s.cmap.Target(t.ID)
 	next, err := placement.AddTarget(s.cmap, t)
+	if err == nil && old == nil {
+		return relieve(next), nil
+	}
 	if err != nil || old == nil || old.State == placement.Up && op.GetClean() {
 		return next, err
 	}
@@ -114,7 +117,20 @@ func (s *state) targetState(op *metapb.TargetState) (*placement.Map, error) {
 	if len(ids) == 0 {
 		return s.cmap, nil
 	}
-	return placement.SetTargetState(s.cmap, state, ids...)
+	next, err := placement.SetTargetState(s.cmap, state, ids...)
+	if err != nil || state == placement.Up {
+		return next, err
+	}
+	return relieve(next), nil
+}
+
+// relieve is placement.Relieve as part of the command that made m.
+func relieve(m *placement.Map) *placement.Map {
+	next := placement.Relieve(m)
+	if next != m {
+		next.Epoch = m.Epoch // two changes, one command
+	}
+	return next
 }
 
 func (s *state) createPool(op *metapb.CreatePool) (*placement.Map, uint32, error) {
