@@ -580,7 +580,7 @@ func (c *cluster) rebuilt(x stripe.Stripe, pos, parity int) []byte {
 	c.t.Helper()
 	k := int(c.scheme.K)
 	over, rr, segs, st := c.readAt(x, parity, wire.FlagOverlays, uint8(pos), rfs.Tag{})
-	if st == wire.StatusUnresolved {
+	for st == wire.StatusUnresolved {
 		if rep := c.resolve(x, rr.Unresolved); rep.Status != wire.StatusOK {
 			c.t.Fatalf("resolve: %v", rep.Status)
 		}
@@ -609,6 +609,9 @@ func (c *cluster) rebuilt(x stripe.Stripe, pos, parity int) []byte {
 				continue
 			}
 			b, _, _, st := c.readAt(x, i, wire.FlagExact, 0, rr.Base)
+			if st == wire.StatusGone { // folded meanwhile
+				return c.rebuilt(x, pos, parity)
+			}
 			if st != wire.StatusOK {
 				c.t.Fatalf("base %v at %d: %v", rr.Base, i, st)
 			}
