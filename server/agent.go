@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"rfs"
@@ -25,6 +26,7 @@ const (
 type agent struct {
 	beat   chan struct{} // a target failed: say so now
 	cursor uint32        // of the last reply
+	lease  atomic.Int64
 }
 
 func (a *agent) init() { a.beat = make(chan struct{}, 1) }
@@ -151,6 +153,11 @@ func (s *Server) heartbeat(ctx context.Context) (lease time.Duration, err error)
 	}
 	if rep.MapEpoch > s.cmap.Load().Epoch {
 		s.refreshMap(ctx, rep.MapEpoch)
+	}
+	s.agent.lease.Store(int64(rep.Lease))
+	// Who serves knows the map as it was half a lease ago at most: takeOver counts on it.
+	if s.cmap.Load().Epoch < rep.MapEpoch {
+		return rep.Lease, nil
 	}
 	for _, t := range s.targets {
 		if !t.down.Load() {

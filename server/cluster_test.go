@@ -189,7 +189,7 @@ func newTestCluster(t testing.TB, scheme string, targets int, change ...func(*Op
 	for i := range targets {
 		d := &daemon{dir: filepath.Join(dirs, fmt.Sprint("target", i)), id: rfs.NewUUID()}
 		d.node = placement.Node{ID: rfs.NewUUID(), Name: fmt.Sprint("n", i), Addr: placement.Addr{Network: "unix", Address: filepath.Join(sock, fmt.Sprint(i))}}
-		if err := chunkstore.Format(chunkstore.Options{Dir: d.dir, ClusterID: c.id, TargetID: d.id, Capacity: 128 << 20, SegmentSize: 4 << 20}); err != nil {
+		if err := chunkstore.Format(chunkstore.Options{Dir: d.dir, ClusterID: c.id, TargetID: d.id, Capacity: 64 << 20, SegmentSize: 4 << 20}); err != nil {
 			t.Fatal(err)
 		}
 		c.daemons = append(c.daemons, d)

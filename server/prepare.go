@@ -26,6 +26,10 @@ func (s *Server) prepare(ctx context.Context, q *request) {
 	if !ok || !s.admitSession(q) {
 		return
 	}
+	if q.t.takesOver(sl) {
+		q.reply(wire.StatusUnavailable, nil)
+		return
+	}
 	if int(p.Key.Shard) != sl.pos || int(p.Length) > q.PayloadLen() && p.Flags&wire.FlagLocal == 0 {
 		q.fail(wire.StatusBadRequest, fmt.Errorf("PREPARE of shard %d at position %d, %d bytes of which %d are lent", p.Key.Shard, sl.pos, p.Length, q.PayloadLen()))
 		return
@@ -132,6 +136,9 @@ func (q *request) refuse(v stripe.Verdict, highest rfs.Tag) {
 func (s *Server) store(q *request, w *scratch, p *wire.Prepare, segs wire.Segments, payload []byte, crcs []uint32) {
 	s.gate.RLock()
 	sl, st := s.locate(&q.c)
+	if st == wire.StatusOK && q.t.takesOver(sl) {
+		st = wire.StatusUnavailable
+	}
 	if st != wire.StatusOK {
 		s.gate.RUnlock()
 		q.epochOK(sl, st)
@@ -341,6 +348,9 @@ func (s *Server) retag(ctx context.Context, q *request) {
 	}
 	s.gate.RLock()
 	sl, st := s.locate(&q.c)
+	if st == wire.StatusOK && q.t.takesOver(sl) {
+		st = wire.StatusUnavailable
+	}
 	if st != wire.StatusOK {
 		s.gate.RUnlock()
 		q.epochOK(sl, st)

@@ -199,13 +199,17 @@ func (s *Server) extent(ctx context.Context, q *request) {
 
 // targetStat says how full the target is.
 func (s *Server) targetStat(ctx context.Context, q *request) {
+	if q.c.Epoch > s.cmap.Load().Epoch {
+		s.refreshMap(ctx, q.c.Epoch)
+	}
 	u, err := q.t.store.Stat()
 	if err != nil {
 		q.failStore(err)
 		return
 	}
-	st := wire.TargetStat{Capacity: uint64(u.Capacity), Used: uint64(u.Used)}
-	if x := s.cmap.Load().Target(q.t.id); x != nil {
+	m := s.cmap.Load()
+	st := wire.TargetStat{Capacity: uint64(u.Capacity), Used: uint64(u.Used), MapEpoch: m.Epoch}
+	if x := m.Target(q.t.id); x != nil {
 		st.State = uint8(x.State)
 	}
 	q.reply(wire.StatusOK, wire.AppendTargetStat(q.head[:0], &st))

@@ -111,15 +111,17 @@ func (s *Server) syncSlot(ctx context.Context, t *target, ref slotRef) error {
 		return err
 	}
 	moving := sl.Index(t.id) < 0
+	if moving {
+		return s.takeOver(ctx, t, m, ref, sl)
+	}
 	for {
 		err := s.opts.Meta.SlotSynced(ctx, t.id, ref.pool, ref.slot, sl.Epoch)
 		if err == nil {
 			s.refreshMap(ctx, m.Epoch+1)
 			return nil
 		}
-		// The slot changed. A member that was up all the time has had all writes
-		// since. What a move is to may have been called off and on again.
-		if !errors.Is(err, rfs.ErrStaleEpoch) || moving {
+		// The slot changed. A member that was up all the time has had all writes since.
+		if !errors.Is(err, rfs.ErrStaleEpoch) {
 			return err
 		}
 		s.refreshMap(ctx, m.Epoch+1)
@@ -132,6 +134,59 @@ func (s *Server) syncSlot(ctx context.Context, t *target, ref slotRef) error {
 			return nil
 		}
 	}
+}
+
+// takeOver makes the target, which a position moves to and which holds all of
+// it, the position's member. The old member may not know for a while, and serve
+// readers as ignorant as itself. So that they miss no write, the target takes
+// none before the old member has the new map, or must have it, or is fenced:
+// half a lease later.
+func (s *Server) takeOver(ctx context.Context, t *target, m *placement.Map, ref slotRef, sl *placement.Slot) error {
+	old := sl.Members[sl.IncomingIndex(t.id)]
+	t.holdWrites(ref, 1)
+	err := s.opts.Meta.SlotSynced(ctx, t.id, ref.pool, ref.slot, sl.Epoch)
+	done := time.Now()
+	if err == nil {
+		s.refreshMap(ctx, m.Epoch+1)
+	}
+	s.wg.Go(func() {
+		defer t.holdWrites(ref, -1)
+		if err == nil && s.hasMap(old, m.Epoch+1) {
+			return
+		}
+		wait(s.ctx, time.Until(done.Add(time.Duration(s.agent.lease.Load())/2)), nil)
+	})
+	return err
+}
+
+// hasMap reports whether a target acts by a map of the epoch or a later one, or is down.
+func (s *Server) hasMap(t rfs.TargetID, e rfs.Epoch) bool {
+	m := s.cmap.Load()
+	if m.Epoch >= e && !m.IsUp(t) {
+		return true
+	}
+	rep, err := s.call(s.ctx, m, t, wire.OpTargetStat, wire.AppendCommon(nil, &wire.Common{Target: t, Epoch: m.Epoch}), nil, nil)
+	if err != nil {
+		return false
+	}
+	st, err := wire.DecodeTargetStat(rep.Header)
+	return err == nil && st.MapEpoch >= e
+}
+
+// take1 counts takeovers of a slot under way.
+func (t *target) holdWrites(ref slotRef, n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.taking[ref] += n; t.taking[ref] == 0 {
+		delete(t.taking, ref)
+	}
+}
+
+// takesOver reports whether the target is the slot's member, but must not take writes yet.
+func (t *target) takesOver(sl slot) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.taking) > 0 && t.taking[slotRef{sl.pool.ID, sl.ID}] > 0 && sl.Index(t.id) >= 0
 }
 
 // compareSlot compares the slot's stripes on all live members, and has the leader see to those that differ.

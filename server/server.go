@@ -156,13 +156,14 @@ type Server struct {
 	peers   peers
 	leads   keyed // stripes whose leader is at work here
 
-	gate    sync.RWMutex // see Locks
-	cmap    atomic.Pointer[placement.Map]
-	fetch   chan struct{} // holds one token: who fetches the map
-	agent   agent
-	ended   sessions
-	counts  counters
-	heavies chan struct{} // tokens of repairs and folds under way
+	gate      sync.RWMutex // see Locks
+	cmap      atomic.Pointer[placement.Map]
+	fetch     chan struct{} // holds one token: who fetches the map
+	agent     agent
+	ended     sessions
+	counts    counters
+	heavies   chan struct{} // tokens of repairs and folds under way
+	unmeasure func()        // takes its metrics back
 
 	ctx  context.Context // ends with Close
 	stop context.CancelFunc
@@ -193,6 +194,7 @@ func New(o Options) (*Server, error) {
 		}
 		s.targets[t.id] = t
 	}
+	s.unmeasure = metrics.AddSource(s.measure)
 	return s, nil
 }
 
@@ -201,6 +203,7 @@ func New(o Options) (*Server, error) {
 func (s *Server) Close() error {
 	s.stop()
 	s.wg.Wait()
+	s.unmeasure()
 	s.peers.close()
 	var errs []error
 	for _, t := range s.targets {

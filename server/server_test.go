@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"errors"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -607,4 +608,93 @@ func (w *write) sendEventually() *write {
 	}
 	w.c.t.Fatal("a thousand tries to write")
 	return w
+}
+
+// A full target says so; reading and deleting go on.
+func TestFullTarget(t *testing.T) {
+	c := newTestCluster(t, "ec:2+1", 3)
+	var last stripe.Stripe
+	var st wire.Status
+	for i := range uint32(4000) {
+		x := stripe.Stripe{Inode: 9, Stripe: i}
+		w := c.full(x, [][]byte{make([]byte, unit), make([]byte, unit)})
+		if st = w.prepare(2).Status; st != wire.StatusOK {
+			break
+		}
+		last = x
+	}
+	if st != wire.StatusNoSpace {
+		t.Fatalf("a full target: %v", st)
+	}
+	if _, _, _, st := c.readAt(last, 2, 0, 0, rfs.Tag{}); st != wire.StatusUnresolved {
+		t.Fatalf("a read of a full target: %v", st)
+	}
+	if rep := c.call(c.slot().Members[2], wire.OpDelete, wire.AppendCommon(nil, &wire.Common{Target: c.slot().Members[2], Key: rfs.ShardKey{Inode: 9}}), nil, nil); rep.Status != wire.StatusOK {
+		t.Fatalf("a delete on a full target: %v", rep.Status)
+	}
+	if st := c.full(last, [][]byte{make([]byte, unit), make([]byte, unit)}).prepare(2).Status; st != wire.StatusOK {
+		t.Fatalf("after the delete: %v", st)
+	}
+}
+
+// A disk that fails again and again takes its target out of service, and the cluster hears of it.
+func TestFailingDisk(t *testing.T) {
+	c := newTestCluster(t, "ec:2+1", 3)
+	d := c.member(1)
+	tg := d.s.targets[d.id]
+	for i := range d.s.opts.MaxErrors {
+		if why := tg.outOfService(time.Now()); why != "" {
+			t.Fatalf("out of service after %d errors: %s", i, why)
+		}
+		if st := tg.statusOf(d.s, errors.New("input/output error")); st != wire.StatusIO {
+			t.Fatal(st)
+		}
+	}
+	if st := c.full(one, [][]byte{{1}, {2}}).prepare(1).Status; st != wire.StatusUnavailable {
+		t.Fatalf("a failed target: %v", st)
+	}
+	c.until("the target is down", func() bool { return !c.meta.get().IsUp(d.id) })
+	c.spread()
+	model := c.model()
+	c.full(one, [][]byte{{1}, {2}}).send().apply(model)
+	c.check(one, model)
+}
+
+// The rest of a node's daily bad input.
+func TestRefusals(t *testing.T) {
+	c := newTestCluster(t, "ec:2+1", 3)
+	w := c.full(one, [][]byte{{1}, {2}})
+	good, payload := w.at(1)
+	id := c.slot().Members[1]
+	src := c.buf(payload)
+	defer src.Release()
+	change := func(f func(h []byte)) []byte {
+		h := append([]byte(nil), good...)
+		f(h)
+		return h
+	}
+	for _, x := range []struct {
+		name string
+		op   wire.Op
+		hdr  []byte
+		want wire.Status
+	}{
+		{"no header", wire.OpPrepare, nil, wire.StatusBadRequest},
+		{"half a header", wire.OpPrepare, good[:100], wire.StatusBadRequest},
+		{"another node's target", wire.OpPrepare, change(func(h []byte) { h[32]++ }), wire.StatusNotFound},
+		{"another position", wire.OpPrepare, change(func(h []byte) { h[60] = 2 }), wire.StatusBadRequest},
+		{"a pool that is not there", wire.OpPrepare, change(func(h []byte) { h[62] = 9 }), wire.StatusUnavailable},
+		{"a slot that is not there", wire.OpPrepare, change(func(h []byte) { h[64] = 9 }), wire.StatusUnavailable},
+		{"an epoch yet to come", wire.OpPrepare, change(func(h []byte) { h[68] = 99 }), wire.StatusUnavailable},
+		{"an unknown operation", wire.OpTest, good, wire.StatusUnknownOp},
+		{"resolve at who does not lead", wire.OpResolve, change(func(h []byte) {})[:96], wire.StatusNotLeader},
+		{"a read into nothing", wire.OpRead, wire.AppendRead(nil, &wire.Read{Common: c.common(one, 1), N: 4096}), wire.StatusBadRequest},
+	} {
+		if rep := c.call(id, x.op, x.hdr, part{src, len(payload)}, nil); rep.Status != x.want {
+			t.Errorf("%s: %v, want %v", x.name, rep.Status, x.want)
+		}
+	}
+	if _, err := New(Options{}); err == nil || !strings.Contains(err.Error(), "no target") || !strings.Contains(err.Error(), "no arena") {
+		t.Errorf("options without anything: %v", err)
+	}
 }

@@ -3,8 +3,23 @@ package server
 import (
 	"sync/atomic"
 
+	"rfs/internal/metrics"
 	"rfs/server/stripe"
 )
+
+// measure reports Stats to Prometheus.
+func (s *Server) measure(emit metrics.Emit) {
+	st, n := s.Stats(), s.opts.Node.Name
+	for event, v := range map[string]int64{"settled": st.Settled, "forward": st.Forward, "back": st.Back, "lost": st.Lost,
+		"repair": st.Repairs, "repair_error": st.RepairErrors, "fold": st.Folds, "fold_error": st.FoldErrors} {
+		emit("rfs_stripe_events_total", float64(v), n, event)
+	}
+	emit("rfs_repair_bytes_total", float64(st.RepairBytes), n)
+	emit("rfs_resync_slots", float64(st.SlotsSyncing), n)
+	emit("rfs_resync_slots_total", float64(st.SlotsSynced), n)
+	emit("rfs_resync_stripes_total", float64(st.StripesCompared), n)
+	emit("rfs_stripe_backlog", float64(st.Backlog), n)
+}
 
 // Stats are what a Server has done besides answering requests, and has to do.
 type Stats struct {

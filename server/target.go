@@ -41,6 +41,7 @@ type target struct {
 	mu     sync.Mutex // guards all below
 	floors *stripe.Floors
 	turns  map[stripe.Stripe]stripe.Turn
+	taking map[slotRef]int // slots that it takes over, and in which it takes no PREPARE yet
 
 	work backlog
 }
@@ -53,11 +54,9 @@ var started = time.Now()
 func newTarget(o TargetOptions, clock *hlc.Clock) *target {
 	t := &target{
 		id: o.Store.Identity().Target, name: o.Name, weight: o.Weight, store: o.Store,
-		floors: stripe.NewFloors(maxFloors), turns: make(map[stripe.Stripe]stripe.Turn),
+		floors: stripe.NewFloors(maxFloors), turns: make(map[stripe.Stripe]stripe.Turn), taking: make(map[slotRef]int),
 	}
-	if t.label = t.name; t.label == "" {
-		t.label = t.id.String()
-	}
+	t.label = t.id.String()[:8]
 	t.floors.Raise(rfs.Tag{HLC: clock.Now()})
 	t.work.init()
 	t.changed, t.quick = make(chan struct{}, 1), make(chan struct{}, 1)

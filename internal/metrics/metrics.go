@@ -89,6 +89,12 @@ var families = []family{
 	{"rfs_target_up", "1 while the target is up in the cluster map.", gauge, []string{"target"}},
 	{"rfs_target_bytes", "Space of a target: capacity, used, free.", gauge, []string{"target", "kind"}},
 	{"rfs_target_events_total", "What a target did: put, commit, drop, fold, read, sync, flush, read_error, write_error.", counter, []string{"target", "event"}},
+	{"rfs_stripe_events_total", "What leaders did: settled, forward, back, lost, repair, repair_error, fold, fold_error.", counter, []string{"node", "event"}},
+	{"rfs_repair_bytes_total", "Bytes of shards sent to targets that lacked them.", counter, []string{"node"}},
+	{"rfs_resync_slots", "Slots of the node's targets that are still to be brought up.", gauge, []string{"node"}},
+	{"rfs_resync_slots_total", "Slots that were brought up.", counter, []string{"node"}},
+	{"rfs_resync_stripes_total", "Stripes that were compared with their peers'.", counter, []string{"node"}},
+	{"rfs_stripe_backlog", "Stripes that changed lately, to be settled or folded.", gauge, []string{"node"}},
 	{"rfs_target_io_bytes_total", "Bytes of shards written and read.", counter, []string{"target", "direction"}},
 }
 

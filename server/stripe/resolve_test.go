@@ -72,7 +72,7 @@ func TestResolveAgainstItsWriter(t *testing.T) {
 	seed := rand.Uint64()
 	rng := rand.New(rand.NewPCG(seed, 1))
 	eachCase(t, func(t *testing.T, c0 *cluster, v Version, rest0 []*node, _ bool) {
-		for range 20 {
+		for range 8 {
 			c := c0.clone()
 			var rest []*node
 			for _, n := range rest0 {

@@ -53,7 +53,7 @@ import (
 //	QUERY       floor 16 | highest tag 16 | slot epoch 4 | count 4 | bytes 4 | reserved 4 | trimmed tag 16 | 64   payload: versions
 //	LIST        next inode 8 | next stripe 4 | more 1 | reserved 3 | count 4 | bytes 4 | 24       payload: entries
 //	EXTENT      extent 8
-//	TARGET-STAT capacity 8 | used 8 | shards 8 | state 1 | reserved 7 | 32
+//	TARGET-STAT capacity 8 | used 8 | shards 8 | state 1 | reserved 3 | map epoch 4 | 32
 //
 //	version   tag 16 | W 32 | length 4 | kind 1 | state 1 | flags 1 (1: fold) | reserved 1 | nseg 2 | reserved 6 | 64 segments
 //	listed    inode 8 | stripe 4 | shard 1 | reserved 1 | count 2 | 16 versions
@@ -746,16 +746,19 @@ func DecodeExtentReply(b []byte) (end int64, err error) {
 	return end, nil
 }
 
-// TargetStat is a target's space in bytes, its count of shards and its state (placement.TargetState).
+// TargetStat is a target's space in bytes, its count of shards, its state
+// (placement.TargetState), and the epoch of the map that it acts by. A request
+// whose Epoch is a later one's has that map fetched first.
 type TargetStat struct {
 	Capacity, Used, Shards uint64
 	State                  uint8
+	MapEpoch               rfs.Epoch
 }
 
 // AppendTargetStat encodes s.
 func AppendTargetStat(b []byte, s *TargetStat) []byte {
 	b = le.AppendUint64(le.AppendUint64(le.AppendUint64(b, s.Capacity), s.Used), s.Shards)
-	return append(b, s.State, 0, 0, 0, 0, 0, 0, 0)
+	return le.AppendUint32(append(b, s.State, 0, 0, 0), uint32(s.MapEpoch))
 }
 
 // DecodeTargetStat decodes the reply of a TARGET-STAT.
@@ -763,7 +766,7 @@ func DecodeTargetStat(b []byte) (s TargetStat, err error) {
 	if len(b) < statReplySize {
 		return s, short("TARGET-STAT's reply", len(b), statReplySize)
 	}
-	return TargetStat{Capacity: le.Uint64(b), Used: le.Uint64(b[8:]), Shards: le.Uint64(b[16:]), State: b[24]}, nil
+	return TargetStat{Capacity: le.Uint64(b), Used: le.Uint64(b[8:]), Shards: le.Uint64(b[16:]), State: b[24], MapEpoch: rfs.Epoch(le.Uint32(b[28:]))}, nil
 }
 
 // AppendStaleEpoch encodes the header of StatusStaleEpoch.

@@ -59,7 +59,7 @@ func samples() map[string][]byte {
 		"listed":          AppendListed(nil, c.Key, 2),
 		"extent":          AppendExtent(nil, &Extent{Common: c, K: 4, M: 2, Unit: 1 << 20, Cell: 128 << 10}),
 		"extent reply":    AppendExtentReply(nil, 1<<33),
-		"target stat":     AppendTargetStat(nil, &TargetStat{Capacity: 1 << 40, Used: 1 << 30, Shards: 77, State: 1}),
+		"target stat":     AppendTargetStat(nil, &TargetStat{Capacity: 1 << 40, Used: 1 << 30, Shards: 77, State: 1, MapEpoch: 9}),
 		"stale epoch":     AppendStaleEpoch(nil, 4, 5),
 		"stale tag":       AppendTagReply(nil, tag(10)),
 		"not leader":      AppendNotLeader(nil, c.Target),
