@@ -86,5 +86,7 @@ install: man ## install below DESTDIR and PREFIX (/usr/local), and /sbin/mount.r
 	install -D -m 644 bin/completion/rfsd.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/rfsd
 	install -D -m 644 examples/systemd/rfsd.service $(DESTDIR)/etc/systemd/system/rfsd.service
 
+include scripts/rig/rig.mk
+
 clean: ## remove what was built
 	rm -rf bin .cache

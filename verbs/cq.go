@@ -98,7 +98,7 @@ func (q *CQ) Next(ctx context.Context, wc []WC) (int, error) {
 	for {
 		n, err := q.pollOrArm(wc)
 		if n > 0 || err != nil {
-			q.note(n)
+			q.note()
 			return n, err
 		}
 		q.stats.Waits++
@@ -132,16 +132,20 @@ func (q *CQ) pollOrArm(wc []WC) (int, error) {
 	return q.poll(wc)
 }
 
-// spin returns how long to spin: twice the mean gap if that is short. A machine
-// of one processor never spins: it would keep the peer or the device from it.
+// spin returns how long to spin: twice the mean gap if that is short.
 func (q *CQ) spin() time.Duration {
-	if q.gap > maxSpin || runtime.GOMAXPROCS(0) == 1 {
+	if q.gap > maxSpin {
 		return 0
 	}
 	return min(max(2*q.gap, minSpin), maxSpin)
 }
 
-func (q *CQ) note(n int) {
+// note keeps the mean gap. With one processor it stays long: to spin would keep
+// the peer or the device from it.
+func (q *CQ) note() {
+	if runtime.GOMAXPROCS(0) == 1 {
+		return
+	}
 	now := time.Now()
 	d := min(now.Sub(q.last), time.Millisecond)
 	q.gap += (d - q.gap) / 8
