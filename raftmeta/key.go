@@ -7,26 +7,7 @@ import (
 	"rfs"
 )
 
-// Keys of the state machine: half 1 | kind 1 | what follows, integers
-// big-endian, so that a scan is in their order.
-//
-//	i inode 8                 inode
-//	d directory 8 | cookie 8  entry
-//	x inode 8 | name          extended attribute; the value is as set
-//	s session 4               session
-//	o inode 8 | session 4     open file
-//	l inode 8                 locks, held and waited for
-//	a nonce 8                 asker
-//	r nonce 8 | sequence 8    the answer that it got (metapb.Response)
-//	q number 8                inode removed, its shards not yet
-//	c target 16               number up to which the target deleted them
-//	t inode 8 | tag 16        truncation under way
-//	v inode 8                 file whose writer died: its size is to be recovered; layout
-//	e number 4                session that ended (session 4)
-//	M                         cluster map (JSON)
-//	C                         counters
-//	F                         applied index 8 | its term 8
-//	G                         cluster id, Raft membership (JSON)
+// Kinds of keys of the state machine, drawn in the package doc.
 const (
 	kInode   = 'i'
 	kEntry   = 'd'
@@ -55,7 +36,7 @@ const (
 
 func otherHalf(h byte) byte { return halfA + halfB - h }
 
-// A key is made by (half).of(kind) and the appending methods.
+// A key is begun by keyOf and goes on with the appending methods.
 type key []byte
 
 func keyOf(half, kind byte) key { return append(make(key, 0, 32), half, kind) }

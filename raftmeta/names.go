@@ -482,6 +482,8 @@ func (s *state) setattr(t *tx, id rfs.SessionID, op *metapb.Setattr) *metapb.Res
 			return no(wire.StatusIsDir)
 		case !n.IsRegular() || op.GetSize() < 0:
 			return no(wire.StatusInvalid)
+		case op.GetTag() != nil && len(n.Trims) >= maxTrims:
+			return refuse(wire.StatusNoSpace, "%d truncations of the file are under way: have they been carried out?", len(n.Trims))
 		}
 	}
 	n.Ctime = t.now
@@ -509,6 +511,10 @@ func (s *state) setattr(t *tx, id rfs.SessionID, op *metapb.Setattr) *metapb.Res
 	t.putNode(n)
 	return &metapb.Response{Attr: attrToPB(&n.Attr)}
 }
+
+// maxTrims bounds the truncations of a file that are under way. Clients finish
+// them before they write beyond one, so that more than a few are never needed.
+const maxTrims = 256
 
 // resize sets the size. A truncation with a tag is recorded until the targets
 // have dropped what is past it; it takes over from those of larger sizes.

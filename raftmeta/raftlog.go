@@ -15,13 +15,7 @@ import (
 	"rfs"
 )
 
-// Keys of the log, beside the two halves of the state:
-//
-//	l index 8     entry: CRC32C 4 | raftpb.Entry
-//	h             hard state: CRC32C 4 | raftpb.HardState
-//	b             what the log begins after: index 8 | term 8
-//	H             which half is the state: 1
-//	I             who this replica is: cluster 16 | id 8
+// Keys of the log, drawn in the package doc.
 const (
 	lEntry    = 'l'
 	lHard     = 'h'

@@ -8,25 +8,8 @@ import (
 	"rfs"
 )
 
-// Values of the state machine, little-endian. Each begins with a version byte,
-// 1 today; a decoder refuses one that it does not know, and bytes left over.
-//
-//	inode     version 1 | flags 1 (1: was opened for writing, 2: made without a name) | k 1 | m 1 | mode 4 | nlink 4 | uid 4 | gid 4 | rdev 4 |
-//	          size 8 | atime 8 | mtime 8 | ctime 8 | btime 8 | parent 8 | change 8 |
-//	          pool 2 | trims 2 | start 4 | unit 4 | cell 4 | 96 trim 32 x trims | target of a symbolic link
-//	trim      size 8 | tag 16 | flags 8 (1: swept)
-//	entry     version 1 | type 1 (st_mode >> 12) | inode 8 | name; of type 0: a place held for others of the same hash
-//	session   version 1 | nonce 8 | name
-//	open      version 1 | cache 1 | readers 4 | writers 4 | grant 8
-//	asker     version 1 | session 4 | low 8 | last 8
-//	purge     version 1 | inode 8 | layout 16
-//	trimming  version 1 | session 4 | size 8 | layout 16
-//	layout    pool 2 | k 1 | m 1 | start 4 | unit 4 | cell 4
-//	counters  version 1 | next inode 8 | next session 4 | next purge 8 | next ended 4 | inodes 8 | next member 8 | made 8
-//	locks     version 1 | held 4 | waits 4 | held x lock | waits x wait
-//	lock      flags 1 (1: flock) | type 1 | session 4 | owner 8 | start 8 | end 8 | pid 4
-//	wait      nonce 8 | seq 8 | flags 1 (1: granted, 2: at once) | lock | spans 4 | spans x (start 8 | end 8)
-
+// Values of the state machine: the package doc draws them. A decoder refuses a
+// version that it does not know, and bytes left over.
 const valueVersion = 1
 
 var errValue = errors.New("malformed value")
