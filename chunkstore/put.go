@@ -197,16 +197,21 @@ func (s *Store) store(w *scratch, key rfs.ShardKey, v Version, payload []byte, c
 			return s.usable()
 		}
 	}
+	return s.enter(w, key, v, crcs, old)
+}
+
+// enter puts a version whose payload is in its extent into the index.
+func (s *Store) enter(w *scratch, key rfs.ShardKey, v Version, crcs []uint32, old record) error {
 	s.barrier.RLock()
 	defer s.barrier.RUnlock()
 	if err := s.aboveFloor(key, v.Tag); err != nil {
-		s.unallocate(ext)
+		s.unallocate(v.ext)
 		return err
 	}
 	v.seq = s.seq.Add(1)
 	w.rec = appendRecord(w.rec[:0], &v, crcs)
 	if err := s.writeHeader(w, key, w.rec); err != nil {
-		s.unallocate(ext)
+		s.unallocate(v.ext)
 		return err
 	}
 	b := s.db.NewBatch()
@@ -218,7 +223,7 @@ func (s *Store) store(w *scratch, key rfs.ShardKey, v Version, payload []byte, c
 	if err := s.apply(b); err != nil {
 		return err
 	}
-	g.dataDirty.Store(true)
+	s.segment(v.ext.seg).dataDirty.Store(true)
 	if old != nil {
 		s.retire(drop{ext: old.extent()})
 	}
@@ -226,7 +231,7 @@ func (s *Store) store(w *scratch, key rfs.ShardKey, v Version, payload []byte, c
 		s.supersede(key, w.recs, v.Tag)
 	}
 	s.stats.puts.Add(1)
-	s.stats.putBytes.Add(int64(len(payload)))
+	s.stats.putBytes.Add(int64(v.payload))
 	return nil
 }
 

@@ -131,7 +131,6 @@ func (r record) crcs() int        { return (len(r) - recFixed - segmentLen*r.seg
 func (r record) setState(s State)  { r[2] = byte(s) }
 func (r record) setTag(t rfs.Tag)  { rfs.PutTag(r[8:], t) }
 func (r record) setSeq(seq uint64) { le.PutUint64(r[24:], seq) }
-func (r record) is(o record) bool  { return r.tag() == o.tag() && r.kind() == o.kind() }
 func (r record) complete() bool    { return r.state() == Complete }
 
 // version returns r as a Version that shares nothing with r.

@@ -206,7 +206,7 @@ type Crash struct {
 }
 
 // CrashClone returns a disk as it may be found after a crash at this moment,
-// in a new boot. What happens is drawn from rng. The disk itself goes on unharmed.
+// in a new boot. What happens is drawn from rng, which may be nil if Keep is 0. The disk itself goes on unharmed.
 func (d *Disk) CrashClone(c Crash, rng *rand.Rand) *Disk {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -234,7 +234,7 @@ type crash struct {
 	done map[*node]*node // a file may have two names
 }
 
-func (c *crash) keeps() bool { return c.rng.IntN(100) < c.Keep }
+func (c *crash) keeps() bool { return c.Keep > 0 && c.rng.IntN(100) < c.Keep }
 
 func (c *crash) node(n *node) *node {
 	if m := c.done[n]; m != nil {
