@@ -166,3 +166,9 @@ func nameOf[T ~uint8 | ~uint32](names map[T]string, v T, kind string) string {
 	}
 	return fmt.Sprintf("%s %d", kind, v)
 }
+
+// As text in JSON.
+func (s PortState) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+func (l LinkLayer) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
+func (g GIDType) MarshalText() ([]byte, error)   { return []byte(g.String()), nil }
+func (m MTU) MarshalText() ([]byte, error)       { return []byte(m.String()), nil }

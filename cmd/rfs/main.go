@@ -56,7 +56,7 @@ The cluster is found through a configuration file: --config, else $RFS_CONFIG, e
 		}
 	}
 	group("files", newMount(o), newUmount(o), newPut(o), newGet(o), newLs(o), newStat(o), newMkdir(o), newRm(o))
-	group("cluster", newStatus(o), newPool(o), newTarget(o), newMeta(o), newConfig(o))
+	group("cluster", newStatus(o), newPool(o), newTarget(o), newMeta(o), newConfig(o), newNet(o))
 	group("play", newDev(), newDemo())
 	root.AddCommand(newVersion(), cli.ManCommand("1"))
 	return root

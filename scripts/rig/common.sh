@@ -49,7 +49,7 @@ run_uml() {
 }
 
 run_qemu() {
-	local args=() i=0 d accel='tcg,thread=multi,tb-size=512' chardev=file,id=out,path=/dev/fd/3
+	local args=() i=0 d accel='tcg,thread=multi,tb-size=512' chardev=file,id=out,path=$job/out q=0
 	for d in "${writable[@]}"; do
 		echo "rw$i $d" >>"$job/rw"
 		args+=(-virtfs "local,path=$d,mount_tag=rw$i,security_model=passthrough,multidevs=remap")
@@ -57,14 +57,21 @@ run_qemu() {
 	done
 	[ ! -e "$cache/qemu/kvm" ] || accel=kvm
 	[ "$(cat "$job/mode")" = run ] || chardev=stdio,id=out,signal=off,mux=off
-	exec timeout --foreground -k 10 "$limit" qemu-system-x86_64 \
+	# qemu opens by name, and would cut a file that 3 or 4 are: pipes between
+	mkfifo "$job/out" "$job/err"
+	cat "$job/out" >&3 &
+	cat "$job/err" >&4 &
+	timeout --foreground -k 10 "$limit" qemu-system-x86_64 \
 		-M pc,usb=off,vmport=off -accel "$accel" -cpu max -smp "$(nproc)" -m "$mem" \
 		-nodefaults -no-user-config -display none -no-reboot -kernel "$cache/qemu/vmlinux" -initrd "$cache/qemu/initrd.cpio" \
 		-append "console=ttyS0 quiet loglevel=4 panic=-1 oops=panic mitigations=off nokaslr random.trust_cpu=on tsc=reliable no_timer_check audit=0 apparmor=0 transparent_hugepage=always" \
 		-chardev "file,id=con,path=$job/console" -serial chardev:con \
 		-device virtio-serial-pci -chardev "$chardev" -device virtconsole,chardev=out \
-		-chardev file,id=err,path=/dev/fd/4 -device virtconsole,chardev=err \
+		-chardev "file,id=err,path=$job/err" -device virtconsole,chardev=err \
 		-virtfs "local,path=/,mount_tag=root,security_model=passthrough,readonly=on,multidevs=remap" \
 		-virtfs "local,path=$job,mount_tag=job,security_model=passthrough,multidevs=remap" \
-		"${args[@]}"
+		"${args[@]}" || q=$?
+	: 1<>"$job/out" 1<>"$job/err" # ends a cat whose pipe qemu never opened
+	wait
+	return $q
 }
