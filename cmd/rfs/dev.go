@@ -87,7 +87,7 @@ func runDev(ctx context.Context, out io.Writer, o node.DevOptions, point string)
 // devMount is a mount of an embedded cluster.
 type devMount struct {
 	*mount.Server
-	close func() error
+	files *files
 }
 
 func mountDev(ctx context.Context, d *node.DevCluster, point string, log *slog.Logger) (*devMount, error) {
@@ -99,9 +99,16 @@ func mountDev(ctx context.Context, d *node.DevCluster, point string, log *slog.L
 	if err != nil {
 		return nil, errors.Join(err, f.close())
 	}
-	return &devMount{m, f.close}, nil
+	return &devMount{m, f}, nil
 }
 
 func (m *devMount) serve(ctx context.Context) error {
-	return errors.Join(serveUntil(ctx, m.Server), m.close())
+	return errors.Join(serveUntil(ctx, m.Server), m.files.close())
+}
+
+// cut ends the mount at once: what its users wait for fails.
+func (m *devMount) cut() error {
+	now, cancel := context.WithCancel(context.Background())
+	cancel()
+	return m.Unmount(now)
 }

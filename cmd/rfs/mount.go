@@ -198,6 +198,7 @@ func serveMount(ctx context.Context, o *options, dir, opts string, quiet bool) (
 	if err != nil {
 		return fmt.Errorf("mount %s: %w", dir, err)
 	}
+	fs.ctx = context.WithoutCancel(ctx) // a signal unmounts; what is dirty is written all the same
 	m, err := mount.Mount(mount.Config{FS: fs.FS, Point: dir, Source: "rfs:" + fs.Map().ClusterID.String()[:8], Options: mo, Log: log})
 	if err != nil {
 		return errors.Join(err, fs.close())

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"os/user"
 	"path"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -131,6 +133,7 @@ func list(ctx context.Context, fs *files, p string) ([]entry, error) {
 		out = append(out, e)
 		return nil
 	})
+	slices.SortFunc(out, func(a, b entry) int { return cmp.Compare(a.Name, b.Name) })
 	return out, err
 }
 

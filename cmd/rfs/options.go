@@ -103,8 +103,19 @@ func (o *options) files(ctx context.Context) (*files, error) {
 type files struct {
 	*client.FS
 	cluster *node.Cluster
-	// close writes what is dirty, also after an interrupt, but in bounded time.
-	close func() error
+	ctx     context.Context // ends when the user interrupts
+}
+
+// close writes what is dirty and ends the session, in bounded time: a minute, or,
+// after an interrupt, a moment.
+func (f *files) close() error {
+	patience := time.Minute
+	if f.ctx.Err() != nil {
+		patience = 5 * time.Second
+	}
+	end, cancel := context.WithTimeout(context.WithoutCancel(f.ctx), patience)
+	defer cancel()
+	return errors.Join(f.FS.Close(end), f.cluster.Close())
 }
 
 // open connects and opens a session.
@@ -117,11 +128,7 @@ func open(ctx context.Context, cfg config.Client, log *slog.Logger) (*files, err
 	if err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
-	return &files{fs, c, func() error {
-		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-		defer cancel()
-		return errors.Join(fs.Close(end), c.Close())
-	}}, nil
+	return &files{fs, c, ctx}, nil
 }
 
 // logger logs to standard error if asked to.
