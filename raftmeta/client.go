@@ -258,6 +258,9 @@ func (c *Client) do(ctx context.Context, op wire.Op, req proto.Message, rep *met
 			return status(op, st, rep)
 		default:
 			if ctx.Err() != nil {
+				if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+					c.pass(p) // a caller with less time than an attempt takes must not ask a dead replica for ever
+				}
 				break
 			}
 			if late {
