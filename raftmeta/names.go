@@ -130,6 +130,9 @@ func (s *state) layoutFor(dir *node, pick uint64) (rfs.Layout, *metapb.Response)
 }
 
 func (s *state) create(t *tx, id rfs.SessionID, op *metapb.Create, pick uint64) *metapb.Response {
+	if op.GetOpen() != 0 && id == 0 {
+		return refuse(wire.StatusInvalid, "only a session can open files")
+	}
 	if len(op.GetName()) == 0 {
 		return s.createUnnamed(t, id, op, pick)
 	}
