@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"rfs"
 	"rfs/erasure"
@@ -123,12 +124,20 @@ func (o *overlaid) apply(pc *piece) {
 // overlays asks the parity targets, first the leader, for the base and what lies over the piece.
 func (r *fetch) overlays(ctx context.Context, pc *piece) (b base, o overlaid, err error) {
 	err = fmt.Errorf("slot %d has no live parity target: %w", r.slot.ID, rfs.ErrUnavailable)
-	for p := int(r.ino.layout.K); p < r.ino.layout.Width(); p++ {
-		if !r.m.Readable(r.slot, p) {
-			continue
+	for _, limit := range [2]time.Duration{r.patience(), r.ino.fs.cfg.CallTimeout} { // a slow one is not waited for if another answers
+		for p := int(r.ino.layout.K); p < r.ino.layout.Width(); p++ {
+			if !r.m.Readable(r.slot, p) {
+				continue
+			}
+			attempt, cancel := context.WithTimeout(ctx, limit)
+			b, o, err = r.overlaysAt(attempt, pc, uint8(p))
+			cancel()
+			if err == nil || errors.Is(err, errUnresolved) || ctx.Err() != nil {
+				return b, o, err
+			}
 		}
-		if b, o, err = r.overlaysAt(ctx, pc, uint8(p)); err == nil || errors.Is(err, errUnresolved) || ctx.Err() != nil {
-			return b, o, err
+		if !errors.Is(err, context.DeadlineExceeded) {
+			break
 		}
 	}
 	return b, o, err
@@ -201,7 +210,7 @@ type source struct {
 
 // rebuildBase fills the piece with the base's bytes, from k other positions.
 func (r *fetch) rebuildBase(ctx context.Context, pc *piece, b base) error {
-	l := r.ino.layout
+	fs, l := r.ino.fs, r.ino.layout
 	shards := make([][]byte, l.Width())
 	var have, want, tried rfs.ShardSet
 	count := 0
@@ -228,15 +237,29 @@ func (r *fetch) rebuildBase(ctx context.Context, pc *piece, b base) error {
 		}
 	}
 	var errs []error
+	var slow rfs.ShardSet
+	limit := r.patience()
 	for count < int(l.K) {
 		next := r.nextSources(&tried, int(l.K)-count)
+		if len(next) == 0 && !slow.IsEmpty() { // those that were too slow have to be waited for
+			for i := range uint8(l.Width()) {
+				if slow.Has(i) {
+					tried.Remove(i)
+				}
+			}
+			slow, limit, errs = rfs.ShardSet{}, fs.cfg.CallTimeout, nil
+			continue
+		}
 		if len(next) == 0 {
 			return tooFew(count, int(l.K), errs)
 		}
-		r.readBase(ctx, pc, b, next)
+		r.readBase(ctx, limit, pc, b, next)
 		for _, s := range next {
 			if s.err != nil {
 				errs = append(errs, s.err)
+				if errors.Is(s.err, context.DeadlineExceeded) && limit < fs.cfg.CallTimeout {
+					slow.Add(s.shard)
+				}
 				continue
 			}
 			owned = append(owned, s.buf)
@@ -289,8 +312,10 @@ func (r *fetch) nextSources(tried *rfs.ShardSet, n int) (next []*source) {
 	return next
 }
 
-// readBase reads the piece's range of the base from each source, at once.
-func (r *fetch) readBase(ctx context.Context, pc *piece, b base, from []*source) {
+// readBase reads the piece's range of the base from each source, at once, within the time limit.
+func (r *fetch) readBase(ctx context.Context, limit time.Duration, pc *piece, b base, from []*source) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
 	var wg sync.WaitGroup
 	for _, s := range from {
 		wg.Go(func() { s.err = r.readSource(ctx, pc, b, s) })

@@ -267,6 +267,9 @@ func (w *version) send(ctx context.Context) error {
 		w.hdrs = append(w.hdrs, nil)
 	}
 	news := fs.newMap()
+	if w.outdated() {
+		cancel()
+	}
 	for i := range w.legs { // data before parity: legs are in the order of positions
 		if act := w.core.next(i); act != actNone {
 			go w.call(ctx, i, act, w.legs[i])
@@ -279,12 +282,18 @@ func (w *version) send(ctx context.Context) error {
 			w.take(a)
 		case <-news:
 			news = fs.newMap()
-			if _, slot, err := fs.Map().Slot(w.ino.layout, w.stripe); err == nil && slot.Epoch > w.slot.Epoch {
+			if w.outdated() {
 				cancel()
 			}
 		}
 	}
 	return nil
+}
+
+// outdated says whether the slot has changed since its members were taken.
+func (w *version) outdated() bool {
+	_, slot, err := w.ino.fs.Map().Slot(w.ino.layout, w.stripe)
+	return err == nil && slot.Epoch > w.slot.Epoch
 }
 
 // take brings an answer to the core.

@@ -280,7 +280,7 @@ func (r *fetch) run(ctx context.Context) error {
 		if err := r.remap(ctx); err != nil {
 			return err
 		}
-		r.round(ctx)
+		r.round(ctx, news)
 		if err := ctx.Err(); err != nil {
 			return ended(ctx)
 		}
@@ -333,7 +333,7 @@ func (r *fetch) remap(ctx context.Context) (err error) {
 
 // round sends a READ for each idle piece and takes the answers. A target that is
 // much slower than usual is not waited for if the others suffice.
-func (r *fetch) round(ctx context.Context) {
+func (r *fetch) round(ctx context.Context, news <-chan struct{}) {
 	fs := r.ino.fs
 	ctx, cancel := context.WithTimeout(ctx, fs.cfg.CallTimeout)
 	defer cancel()
@@ -355,25 +355,27 @@ func (r *fetch) round(ctx context.Context) {
 			go func() { r.readPiece(ctx, i); r.done <- i }()
 		}
 	}
-	r.await(cancel, open)
+	r.await(cancel, news, open)
 }
 
 // await waits for open READs. When only few are out and they take much longer
 // than these targets do, they are cancelled, and rebuilt like lost ones; so are all when the slot changes.
-func (r *fetch) await(cancel context.CancelFunc, open int) {
+func (r *fetch) await(cancel context.CancelFunc, news <-chan struct{}, open int) {
 	fs := r.ino.fs
 	patience := time.NewTimer(r.patience())
 	defer patience.Stop()
-	news := fs.newMap()
+	late, given := false, false
 	for open > 0 {
+		if late && !given && open <= int(r.ino.layout.M) {
+			given = true
+			fs.stats.hedged.inc()
+			cancel()
+		}
 		select {
 		case <-r.done:
 			open--
 		case <-patience.C:
-			if open <= int(r.ino.layout.M) {
-				fs.stats.hedged.inc()
-				cancel()
-			}
+			late = true
 		case <-news:
 			news = fs.newMap()
 			if _, slot, err := fs.Map().Slot(r.ino.layout, r.stripe); err == nil && slot.Epoch > r.slot.Epoch {
