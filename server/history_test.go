@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"rfs"
+	"rfs/placement"
 	"rfs/server/stripe"
 	"rfs/transport/wire"
 )
@@ -51,7 +52,7 @@ func TestRandomHistory(t *testing.T) {
 			w = c.partial(x, seg(uint8(rng.IntN(2)), uint32(rng.IntN(unit-n)), uint32(n)), random(rng, n))
 		}
 		what := ""
-		switch op := rng.IntN(10); {
+		switch op := rng.IntN(12); {
 		case op < 5:
 			what = "write"
 			w.sendEventually().apply(models[x])
@@ -94,6 +95,26 @@ func TestRandomHistory(t *testing.T) {
 			}
 			c.down(d)
 			away = append(away, d)
+		case op == 10 && len(away) < 2:
+			what = "all crash at once, and come back"
+			for _, d := range c.daemons {
+				if d.s != nil {
+					c.kill(d)
+				}
+			}
+			for _, d := range c.daemons {
+				c.start(d)
+				c.spread()
+			}
+			away = nil
+		case op == 11 && len(away) == 0:
+			what = "a target is drained"
+			d := c.member(rng.IntN(4))
+			c.meta.change(t, func(m *placement.Map) (*placement.Map, error) { return placement.StartDrain(m, d.id) })
+			w.sendEventually().apply(models[x])
+			c.synced()
+			c.meta.change(t, func(m *placement.Map) (*placement.Map, error) { return placement.CancelDrain(m, d.id) })
+			c.spread()
 		case len(away) > 0:
 			what = "a target comes back"
 			c.start(away[0])

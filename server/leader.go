@@ -8,11 +8,15 @@ import (
 	"time"
 
 	"rfs"
+	"rfs/internal/hlc"
 	"rfs/placement"
 	"rfs/server/stripe"
 	"rfs/transport"
 	"rfs/transport/wire"
 )
+
+// patience is how old a version must be before its fate is decided for a reader.
+const patience = 10 * time.Millisecond
 
 // queryRoom is what is lent for the answer to a QUERY, in bytes: some 800 overlays.
 const queryRoom = 64 << 10
@@ -99,6 +103,11 @@ func (s *Server) resolve(ctx context.Context, q *request) {
 	}
 	l := s.newLead(sl.m, sl.pool, sl.Slot, stripeOf(r.Key))
 	l.view.Sync = r.Flags&wire.FlagSync != 0
+	// A reader that met a write under way had better wait than stop it: its
+	// promises would have the writer send again what has not arrived yet.
+	if young := patience - time.Since(hlc.Time(r.Tag.HLC)); r.Session != 0 && young > 0 {
+		wait(ctx, min(young, patience), nil)
+	}
 	res, err := l.settle(ctx, r.Tag)
 	if err != nil {
 		q.fail(wire.StatusUnavailable, err)

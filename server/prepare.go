@@ -530,7 +530,8 @@ func (q *request) failRead(err error) {
 		return
 	}
 	if bad := new(chunkstore.CorruptError); errors.As(err, &bad) {
-		q.s.wg.Go(func() { q.s.mend(q.t, q.c, stripe.ID{Tag: bad.Tag, Kind: wireKind(bad.Kind)}) })
+		s, t, c := q.s, q.t, q.c
+		s.wg.Go(func() { s.mend(t, c, stripe.ID{Tag: bad.Tag, Kind: wireKind(bad.Kind)}) })
 	}
 	q.failStore(err)
 }

@@ -220,7 +220,9 @@ func (s *Server) Map() *placement.Map { return s.cmap.Load() }
 // ServeRPC answers one data request.
 func (s *Server) ServeRPC(ctx context.Context, r transport.Request) {
 	start := time.Now()
-	q := request{Request: r, s: s, op: r.Op()}
+	q := requests.Get().(*request)
+	defer requests.Put(q)
+	q.Request, q.s, q.t, q.op, q.c, q.bytes = r, s, nil, r.Op(), wire.Common{}, 0
 	c, err := wire.DecodeCommon(r.Header())
 	if err != nil {
 		q.fail(wire.StatusBadRequest, err)
@@ -241,7 +243,7 @@ func (s *Server) ServeRPC(ctx context.Context, r transport.Request) {
 		q.fail(wire.StatusUnavailable, errors.New(why))
 		return
 	}
-	s.dispatch(ctx, &q)
+	s.dispatch(ctx, q)
 }
 
 func (s *Server) dispatch(ctx context.Context, q *request) {
@@ -279,7 +281,9 @@ func (s *Server) dispatch(ctx context.Context, q *request) {
 	}
 }
 
-// A request is one request under way at a target.
+var requests = sync.Pool{New: func() any { return new(request) }}
+
+// A request is one request under way at a target. It is used again for another: nothing keeps it.
 type request struct {
 	transport.Request
 	s      *Server
