@@ -355,6 +355,11 @@ func (s *Store) Abort(key rfs.ShardKey, tag rfs.Tag, kind Kind) error {
 // dropWhere drops the versions of a shard that gone picks. Unlike what is
 // superseded they leave the index at once; their extents are free after the next Sync.
 func (s *Store) dropWhere(key rfs.ShardKey, gone func(record) bool) error {
+	return s.dropLoaded(key, func(_ *scratch, r record) bool { return gone(r) })
+}
+
+// dropLoaded is dropWhere for a gone that looks at the shard's other records too.
+func (s *Store) dropLoaded(key rfs.ShardKey, gone func(*scratch, record) bool) error {
 	if err := s.usable(); err != nil {
 		return err
 	}
@@ -371,7 +376,7 @@ func (s *Store) dropWhere(key rfs.ShardKey, gone func(record) bool) error {
 	n := 0
 	w.frees = w.frees[:0]
 	for i, r := range w.all {
-		if !gone(r) {
+		if !gone(w, r) {
 			continue
 		}
 		w.key = appendVersionKey(w.key[:0], key, r.tag(), r.kind())
