@@ -95,7 +95,9 @@ func (p Phase) rates() string {
 func (r *Run) Table() {
 	t := table.NewWriter()
 	t.SetOutputMirror(r.Out)
-	t.SetStyle(table.StyleLight)
+	style := table.StyleLight
+	style.Format.Header = text.FormatDefault
+	t.SetStyle(style)
 	t.AppendHeader(table.Row{"phase", "files", "MB", "time", "GB/s", "files/s"})
 	right := func(n int) table.ColumnConfig {
 		return table.ColumnConfig{Number: n, Align: text.AlignRight, AlignHeader: text.AlignRight}

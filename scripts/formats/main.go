@@ -32,6 +32,7 @@ var sections = []section{
 	{"On disk: whose a target is", "", "chunkstore", "Identity"},
 	{"On disk: a metadata replica", "", "raftmeta", ""},
 	{"On disk: the key file", "", "internal/config", "Identity"},
+	{"On disk: a node's state directory", "", "node", "~The state directory of a node"},
 }
 
 const head = `# Formats
@@ -71,7 +72,7 @@ func write(w io.Writer, root string) error {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(w, "\n(%s)\n\n%s", strings.TrimPrefix(s.dir+" ", ". ")+name(s), markdown(text))
+		fmt.Fprintf(w, "\n(%s)\n\n%s", strings.Replace(s.dir+" "+name(s), ". ", "rfs ", 1), markdown(text))
 	}
 	return nil
 }
