@@ -14,8 +14,12 @@ func TestFake(t *testing.T) {
 	if err != nil {
 		t.Skip(err)
 	}
+	rounds := 2000
+	if testing.Short() {
+		rounds = 100 // in the rig two threads that wait for each other are slow
+	}
 	verbstest.Run(t, verbstest.Env{
-		Provider: verbs.FromLib(l), Devices: [2]string{"fake0", "fake1"},
+		Provider: verbs.FromLib(l), Devices: [2]string{"fake0", "fake1"}, Rounds: rounds,
 		Memlock: func(limit uint64, f func() error) error {
 			fake.LimitRegistered(limit)
 			defer fake.LimitRegistered(0)
