@@ -122,8 +122,10 @@ func (c *Client) Close(ctx context.Context) error {
 	c.stop()
 	c.wg.Wait()
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, p := range c.peers {
+	peers := c.peers
+	c.mu.Unlock()
+	// Not under mu: a connection says goodbye with the session's number, which takes it.
+	for _, p := range peers {
 		p.mu.Lock()
 		if p.conn != nil {
 			p.conn.Close()
