@@ -38,6 +38,9 @@ type inode struct {
 	mtime   int64  // ns; of the last write here
 	edits   uint64 // changes of size and mtime
 	commits uint64 // edits that the metadata service knows
+	told    uint64 // Attr.Change of the newest attributes that size takes account of
+	// reserving is how many appends wait to be told their offset: until then size does not count them.
+	reserving int
 
 	dirty  map[uint32]*stripeBuf // bytes that no write carries yet
 	flying map[uint32]*stripeBuf // on their way; one a stripe at a time
@@ -66,7 +69,7 @@ type touch struct {
 
 func newInode(fs *FS, a *raftmeta.Attr) *inode {
 	ino := &inode{
-		fs: fs, id: a.Inode, layout: a.Layout, size: a.Size, base: a.Size, fresh: math.MaxInt64,
+		fs: fs, id: a.Inode, layout: a.Layout, size: a.Size, told: a.Change, base: a.Size, fresh: math.MaxInt64,
 		dirty: map[uint32]*stripeBuf{}, flying: map[uint32]*stripeBuf{}, touched: map[rfs.SlotID]*touch{},
 		syncing: make(chan struct{}, 1),
 	}
@@ -166,15 +169,15 @@ func (fs *FS) opened(ctx context.Context, res raftmeta.OpenResult, flags OpenFla
 	if openMode(flags)&raftmeta.OpenWrite != 0 {
 		ino.writers++
 	}
+	if ino.cache != raftmeta.CacheReadWrite { // before setCache, which may make size the one that counts
+		ino.adopt(&res.Attr)
+	}
 	flush := ino.setCache(res.Cache, res.Grant)
 	if r, ok := fs.early[ino.id]; ok {
 		flush = ino.setCache(r.Mode, r.At) || flush
 	}
 	if res.Created {
 		ino.fresh = 0
-	}
-	if ino.cache != raftmeta.CacheReadWrite && ino.edits == ino.commits {
-		ino.size = res.Attr.Size
 	}
 	f := &File{ino: ino, flags: flags, seen: ino.nerr}
 	ino.mu.Unlock()
@@ -335,11 +338,12 @@ func (ino *inode) tell(ctx context.Context) error {
 	if done {
 		return nil
 	}
-	if _, err := ino.fs.meta.Commit(ctx, ino.id, raftmeta.CommitSpec{Size: size, Mtime: mtime}); err != nil {
+	a, err := ino.fs.meta.Commit(ctx, ino.id, raftmeta.CommitSpec{Size: size, Mtime: mtime})
+	if err != nil {
 		return fmt.Errorf("commit the size of %v: %w", ino.id, err)
 	}
 	ino.mu.Lock()
-	ino.commits = max(ino.commits, edits)
+	ino.commits, ino.told = max(ino.commits, edits), max(ino.told, a.Change)
 	ino.mu.Unlock()
 	return nil
 }
@@ -368,9 +372,23 @@ func (ino *inode) overlayAttr(a *raftmeta.Attr) {
 func (ino *inode) learn(a *raftmeta.Attr) {
 	ino.mu.Lock()
 	defer ino.mu.Unlock()
-	if ino.cache != raftmeta.CacheReadWrite && ino.edits == ino.commits {
-		ino.size = a.Size
+	if ino.cache != raftmeta.CacheReadWrite {
+		ino.adopt(a)
 	}
+}
+
+// adopt takes over the size that the metadata service gave, which others may have
+// changed, unless the answer is older than what is known here. mu is held.
+func (ino *inode) adopt(a *raftmeta.Attr) {
+	switch {
+	case a.Change < ino.told:
+		return
+	case ino.edits == ino.commits:
+		ino.size = a.Size
+	default: // a write of this client is on its way there
+		ino.size = max(ino.size, a.Size)
+	}
+	ino.told = a.Change
 }
 
 // suspect notes how many members of the slots that took unsynced bytes are not readable in a new map.

@@ -90,20 +90,37 @@ func (ino *inode) writeThrough(ctx context.Context, f *File, off int64, n int) e
 // append writes p at the end. While the file is cached here the end is known;
 // else the metadata service reserves the bytes.
 func (ino *inode) append(ctx context.Context, f *File, p []byte) (off int64, n int, err error) {
-	ino.mu.Lock()
-	exclusive := ino.cache == raftmeta.CacheReadWrite
-	if exclusive {
-		off = ino.size
-		ino.grow(off + int64(len(p)))
-	}
-	ino.mu.Unlock()
-	if !exclusive {
-		if off, err = ino.fs.meta.ReserveAppend(ctx, ino.id, int64(len(p))); err != nil {
-			return 0, 0, err
-		}
+	if off, err = ino.end(ctx, int64(len(p))); err != nil {
+		return 0, 0, err
 	}
 	n, err = ino.write(ctx, f, p, off)
 	return off, n, err
+}
+
+// end makes the file n bytes longer and returns where they begin: at the size known here while no other client has the
+// file open, else where the metadata service says.
+func (ino *inode) end(ctx context.Context, n int64) (off int64, err error) {
+	ino.mu.Lock()
+	defer ino.mu.Unlock()
+	for ino.cache == raftmeta.CacheReadWrite {
+		if ino.reserving == 0 {
+			off = ino.size
+			ino.grow(off + n)
+			return off, nil
+		}
+		ino.change.Wait() // the lease came while appends were on their way: their answers are
+	}
+	ino.reserving++
+	ino.mu.Unlock()
+	off, err = ino.fs.meta.ReserveAppend(ctx, ino.id, n)
+	ino.mu.Lock()
+	if ino.reserving--; ino.reserving == 0 {
+		ino.change.Broadcast()
+	}
+	if err == nil {
+		ino.grow(off + n)
+	}
+	return off, err
 }
 
 // fill copies p to offset in of a stripe's buffer, one shard after the other.
