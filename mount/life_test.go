@@ -86,6 +86,8 @@ func TestUnmountOfABusyMount(t *testing.T) {
 	in.Close()
 	check(t, user.Wait())
 	check(t, <-done)
+	_, root := mounttest.Shared(t)
+	check(t, os.Remove(root+"/busy-file"))
 }
 
 // When somebody else unmounts it, the serving process learns of it.

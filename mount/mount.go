@@ -67,6 +67,9 @@ func Mount(cfg Config) (*Server, error) {
 		return nil, errors.Join(fmt.Errorf("mount on %s: the first request failed: %w", cfg.Point, err), s.Unmount(context.Background()))
 	}
 	s.tune()
+	if cfg.Options.Cache == CacheNone && s.fuse.KernelSettings().Flags64()&fuse.CAP_DIRECT_IO_ALLOW_MMAP == 0 {
+		cfg.Log.Warn("this kernel (before Linux 6.6) maps no file shared that is read and written directly: programs that need it, such as SQLite with a WAL, need the mount option cache=page")
+	}
 	cfg.Log.Info("mounted", "point", point, "source", cfg.Source, "cache", cfg.Options.Cache.String(), "max_io", cfg.Options.MaxRead)
 	return s, nil
 }
