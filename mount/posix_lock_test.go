@@ -153,19 +153,34 @@ func TestPosixLocks(t *testing.T) {
 	a.want("setlk w 5 1", "ok")
 }
 
+// Two processes wait for each other. Whoever came second is told: which one that
+// is, the service decides, as a process is seen to sleep before it has been asked.
 func TestPosixLocksWait(t *testing.T) {
 	f := posix(t) + "/f"
 	a, b := newLocker(t, f), newLocker(t, f)
 	a.want("setlk w 0 10", "ok")
 	b.want("setlk w 10 10", "ok")
-	b.send("setlkw w 0 1")
-	b.blocked()
-	a.want("setlkw w 10 1", "EDEADLK")
-	a.want("setlk u 0 10", "ok")
-	if got := b.answer(); got != "ok" {
-		t.Errorf("the waiter got %s", got)
+	type answer struct {
+		l    *locker
+		text string
 	}
-	a.want("setlk w 0 1", "EAGAIN")
+	answers := make(chan answer, 2)
+	wait := func(l *locker, command string) {
+		l.send(command)
+		go func() { answers <- answer{l, l.answer()} }()
+	}
+	wait(b, "setlkw w 0 1")
+	b.blocked()
+	wait(a, "setlkw w 10 1")
+	told := <-answers
+	if told.text != "EDEADLK" {
+		t.Errorf("the first answer to two that wait for each other is %s, want EDEADLK", told.text)
+	}
+	told.l.want("setlk u 0 20", "ok")
+	if got := <-answers; got.l == told.l || got.text != "ok" {
+		t.Errorf("the waiter got %s", got.text)
+	}
+	told.l.want("setlk w 0 20", "EAGAIN")
 }
 
 func TestWaitingForALockCanBeKilled(t *testing.T) {
