@@ -312,12 +312,18 @@ func TestNoSpace(t *testing.T) {
 	}
 	defer g.Close(context.Background())
 	_, s := c.targetOf(f.Inode(), 0, 4)
+	written := make(chan struct{}) // else the write itself might hear of it
 	s.mu.Lock()
 	s.answer = func(op wire.Op, c wire.Common, hdr []byte) (wire.Status, []byte, bool) {
-		return wire.StatusNoSpace, nil, op == wire.OpPrepare
+		if op != wire.OpPrepare {
+			return 0, nil, false
+		}
+		<-written
+		return wire.StatusNoSpace, nil, true
 	}
 	s.mu.Unlock()
 	write(t, f, randomBytes(7, 256<<10), 0)
+	close(written)
 	for range 2 {
 		err := f.Sync(t.Context())
 		if !errors.Is(err, rfs.ErrNoSpace) {
