@@ -57,7 +57,7 @@ func ReadIdentity(fsys vfs.FS, dir string) (Identity, error) {
 		return id, diskError("read identity", err)
 	}
 	if err := json.Unmarshal(b, &id); err != nil {
-		return id, fmt.Errorf("target %s: file %s: %v: %w: restore it from a copy, or format the directory anew and let the cluster refill it",
+		return id, fmt.Errorf("target %s: file %s: %w: %w: restore it from a copy, or format the directory anew and let the cluster refill it",
 			dir, identityName, err, ErrNotTarget)
 	}
 	if id.Format > FormatVersion {

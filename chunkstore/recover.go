@@ -1,6 +1,7 @@
 package chunkstore
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -138,7 +139,8 @@ func (rc *recovery) survives(key rfs.ShardKey, r record) (bool, error) {
 	buf := payloads.Get().(*[]byte)
 	defer payloads.Put(buf)
 	err := s.readPayload(key, r, *buf)
-	if _, bad := err.(*CorruptError); bad {
+	var bad *CorruptError
+	if errors.As(err, &bad) {
 		return false, nil
 	}
 	return err == nil, err

@@ -210,9 +210,8 @@ func (r *fetch) checkSegments(pc *piece, o *overlaid, crcs wire.CRCs, pushed int
 // source is one position of the base that a rebuild uses.
 type source struct {
 	shard uint8
-	buf   transport.Buf // ours to release, if own
-	own   bool
-	n     int // bytes of buf that count
+	buf   transport.Buf // ours to release
+	n     int           // bytes of buf that count
 	err   error
 }
 

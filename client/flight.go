@@ -138,8 +138,7 @@ type answer struct {
 	act    legAction
 	status wire.Status
 	held   rfs.Tag
-	epoch  rfs.Epoch // of the slot, with StaleEpoch
-	err    error     // there is none
+	err    error // there is none
 }
 
 var versions = sync.Pool{New: func() any { return new(version) }}

@@ -498,11 +498,10 @@ func (c *model) resolve(h wire.Common) (wire.Status, []byte, int) {
 // The metadata service.
 
 type modelMeta struct {
-	Meta    // the calls that no test on the model makes
-	c       *model
-	ev      raftmeta.Events
-	id      rfs.SessionID
-	expired bool
+	Meta // the calls that no test on the model makes
+	c    *model
+	ev   raftmeta.Events
+	id   rfs.SessionID
 }
 
 func (m *modelMeta) OpenSession(_ context.Context, _ string, ev raftmeta.Events) (rfs.SessionID, error) {

@@ -136,16 +136,6 @@ func (b *stripeBuf) overlay(p []byte, in int64) {
 	})
 }
 
-// cutTail forgets the dirty bytes from offset in of the stripe on, and says whether any are left.
-func (b *stripeBuf) cutTail(in int64) (left bool) {
-	for i := range b.shards {
-		s := &b.shards[i]
-		s.dirty.cut(b.ino.layout.ShardLen(uint8(i), in), b.ino.layout.Unit)
-		left = left || len(s.dirty) > 0
-	}
-	return left
-}
-
 // end returns the offset in the stripe after its last dirty byte.
 func (b *stripeBuf) end() (end int64) {
 	for i := range b.shards {

@@ -295,7 +295,6 @@ func (l *lead) watchLeases() {
 		if gap := now.Sub(last); gap > 4*every {
 			l.forgive(gap)
 		}
-		last = now
 		l.endExpired(now)
 		l.downLate(now)
 		if now.Sub(spaced) >= l.r.opts.TargetLease {

@@ -28,7 +28,7 @@ func (r *Replica) ServeRPC(ctx context.Context, req transport.Request) {
 	r.serving.RLock()
 	defer r.serving.RUnlock()
 	if r.closed {
-		req.Reply(wire.StatusUnavailable, nil, nil, 0)
+		_ = req.Reply(wire.StatusUnavailable, nil, nil, 0) // who asked is gone, or asks another
 		return
 	}
 	var rep *metapb.Response

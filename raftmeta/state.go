@@ -223,7 +223,6 @@ type effects struct {
 	ended  []rfs.SessionID
 	mapped bool // the cluster map changed
 	queued bool // something for the cleaner
-	conf   bool
 }
 
 func (t *tx) fail(err error) {

@@ -314,7 +314,7 @@ func (l *lister) next(ctx context.Context) (err error) {
 		}
 	}
 	l.left--
-	n := 0
+	var n int
 	if l.key, n, l.page, err = wire.DecodeListed(l.page); err != nil {
 		return err
 	}

@@ -82,12 +82,6 @@ func (t *target) lock(s stripe.Stripe) *sync.Mutex {
 	return mu
 }
 
-func (t *target) floor(s stripe.Stripe) rfs.Tag {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.floors.Of(s)
-}
-
 func (t *target) promise(s stripe.Stripe, tag rfs.Tag) rfs.Tag {
 	t.mu.Lock()
 	defer t.mu.Unlock()

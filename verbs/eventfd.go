@@ -48,7 +48,7 @@ func newEventFD(fd int, name string) (*eventFD, error) {
 	}
 	e.try = func(uintptr) bool {
 		e.err = e.take()
-		return e.err != syscall.EAGAIN && e.err != syscall.EINTR
+		return !errors.Is(e.err, syscall.EAGAIN) && !errors.Is(e.err, syscall.EINTR)
 	}
 	return e, nil
 }

@@ -62,7 +62,7 @@ func (p *library) Devices() ([]string, error) {
 func (p *library) Open(name string) (DeviceProvider, error) {
 	var (
 		c    *ibverbs.Context
-		oerr error = ErrNoDevice
+		oerr = ErrNoDevice
 	)
 	err := p.list(func(n string, d *ibverbs.Device) bool {
 		if n == name {
@@ -96,10 +96,10 @@ func (d *device) QueryGIDs() ([]GIDEntry, error) {
 	for size := 64; ; size *= 4 {
 		table := make([]GIDEntry, size)
 		n, err := d.l.QueryGIDTable(d.c, table)
-		if err == syscall.EINVAL && size < 1<<16 {
+		if errors.Is(err, syscall.EINVAL) && size < 1<<16 {
 			continue // more GIDs than that
 		}
-		if err == syscall.ENOSYS {
+		if errors.Is(err, syscall.ENOSYS) {
 			return nil, fmt.Errorf("libibverbs cannot list GIDs: install rdma-core 33 or newer: %w", err)
 		}
 		return table[:n], err

@@ -16,7 +16,6 @@ type node struct {
 	pos      uint8
 	readable bool
 	absent   bool
-	epoch    int
 	floor    rfs.Tag
 	held     []Version
 }

@@ -576,12 +576,12 @@ func (l *link) writev(fd uintptr) bool {
 func (l *link) advance(n uint64) {
 	for n > 0 {
 		v := &l.iovs[l.next]
-		if n < uint64(v.Len) {
+		if n < v.Len {
 			v.Base = (*byte)(unsafe.Add(unsafe.Pointer(v.Base), n))
-			v.SetLen(int(uint64(v.Len) - n))
+			v.SetLen(int(v.Len - n))
 			return
 		}
-		n -= uint64(v.Len)
+		n -= v.Len
 		*v = unix.Iovec{}
 		l.next++
 	}
