@@ -354,7 +354,7 @@ func eachHeader(g *segment, blocks uint32, progress func(int64) error, f func(bl
 		}
 		for off := 0; off < len(part) && off < chunk; off += slotSize {
 			n, err := headerLen(part[off:])
-			if err == errNoHeader {
+			if errors.Is(err, errNoHeader) {
 				continue
 			}
 			if err != nil || off+n > len(part) {

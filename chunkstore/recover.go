@@ -38,7 +38,7 @@ func (s *Store) recover() error {
 
 func (s *Store) readSynced() (uint64, error) {
 	v, c, err := s.db.Get(syncedKey)
-	if err == pebble.ErrNotFound {
+	if errors.Is(err, pebble.ErrNotFound) {
 		return 0, nil
 	} else if err != nil {
 		return 0, err

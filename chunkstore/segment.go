@@ -76,7 +76,7 @@ func (g *segment) read(off int64, p []byte) error {
 
 func readFull(f vfs.File, p []byte, off int64) error {
 	n, err := f.ReadAt(p, off)
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		clear(p[n:])
 		return nil
 	}

@@ -106,7 +106,7 @@ func (a *ahead) fetch(n int) {
 	fs := a.ino.fs
 	ctx, done := fs.patience(fs.ctx)
 	defer done()
-	r, err := (*fetch)(nil), error(errNoRoom)
+	r, err := (*fetch)(nil), errNoRoom
 	if need := int64(a.ino.layout.K) * classSize(a.ino.layout.Unit); fs.roomAhead(need) {
 		r, err = a.ino.newFetch(ctx, fs.aheads, a.stripe, 0, n)
 	}

@@ -142,7 +142,7 @@ func (f *osFile) wrap(op string, err error) error {
 
 func retryEINTR(f func() error) error {
 	for {
-		if err := f(); err != unix.EINTR {
+		if err := f(); !errors.Is(err, unix.EINTR) {
 			return err
 		}
 	}

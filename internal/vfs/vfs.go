@@ -17,6 +17,7 @@
 package vfs
 
 import (
+	"errors"
 	"io"
 	"os"
 	"unsafe"
@@ -138,7 +139,7 @@ func ReadFile(fsys FS, name string) ([]byte, error) {
 		return nil, err
 	}
 	b := make([]byte, n)
-	if _, err := f.ReadAt(b, 0); err != nil && err != io.EOF {
+	if _, err := f.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
 	return b, nil
