@@ -69,14 +69,6 @@ func (r *fetch) rebuildOnce(ctx context.Context, pc *piece) error {
 	fs := r.ino.fs
 	ctx, cancel := context.WithTimeout(ctx, fs.cfg.CallTimeout)
 	defer cancel()
-	news := fs.newMap()
-	go func() { // a newer map knows who is gone: whoever is waited for in vain is waited for no longer
-		select {
-		case <-news:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
 	need := int64(r.ino.layout.K+1) * classSize(pc.end-pc.off)
 	if err := fs.flights.Acquire(ctx, need); err != nil {
 		return ended(ctx)
