@@ -289,7 +289,7 @@ func TestResync(t *testing.T) {
 				n := 1 + rng.IntN(9000)
 				w = c.partial(x(i), seg(uint8(rng.IntN(2)), uint32(rng.IntN(unit-n)), uint32(n)), random(rng, n))
 			}
-			w.send().apply(models[x(i)])
+			w.sendEventually().apply(models[x(i)])
 			if rng.IntN(2) == 0 {
 				w.commit()
 			}
